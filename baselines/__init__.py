@@ -1,0 +1,7 @@
+"""What the best possible day costs, the rules to beat, and how any policy is scored."""
+
+if __name__ != "evcs_gym.baselines":
+    raise ImportError(
+        f"this folder is the package evcs_gym.baselines, but it was imported as {__name__!r}: "
+        "install the project (pip install -e .) and write 'import evcs_gym.baselines'"
+    )

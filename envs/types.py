@@ -1,0 +1,56 @@
+"""Frozen records that stages hand to each other; the legend of shapes, units and signs.
+
+Shapes: B parallel environments, T slots of a day (48), N buses of the feeder, P phases (a, b, c), C charging
+buses, S sessions of a day (padded to the longest day where days are stacked), F features of an observation.
+
+Signs: a load is positive when it draws from the network, a DG is positive when it feeds in, charging power is
+positive. Costs are positive when paid; rewards are their negative.
+
+Clock: slot t covers [12:00 + t/2 h, 12:00 + (t+1)/2 h) of UTC+1; ``arrival_slot`` is the first slot in which a car
+may charge and ``departure_slot`` the first in which it may not.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+BoolArray = NDArray[np.bool_]
+ComplexArray = NDArray[np.complex128]
+
+BALANCED: int = -1
+"""Value of ``Sessions.phase`` for a car that charges on three phases."""
+
+
+@dataclass(frozen=True, eq=False)
+class Sessions:
+    """Charging requests at home of one day, sorted by (bus, arrival_slot, car); all arrays (S,).
+
+    bus: column of the day's charging buses, 0..C-1 (``day.charging_bus`` gives the feeder bus).
+    phase: 0, 1, 2, or -1 for a balanced three-phase charger.
+    arrival_slot, departure_slot: 0 <= arrival < departure <= 48.
+    soc0_frac: state of charge on arrival. capacity_kwh: battery. power_kw: largest charging power, grid side.
+    efficiency_frac: grid to battery. car: index of the car in the fleet, the tie-breaker of every order.
+    """
+
+    bus: IntArray
+    phase: IntArray
+    arrival_slot: IntArray
+    departure_slot: IntArray
+    soc0_frac: FloatArray
+    capacity_kwh: FloatArray
+    power_kw: FloatArray
+    efficiency_frac: FloatArray
+    car: IntArray
+
+    def __len__(self) -> int:
+        return len(self.bus)
+
+
+def frozen(array: Any) -> Any:
+    """The array itself, made read-only: records are shared between environments and must not change."""
+    array.setflags(write=False)
+    return array
