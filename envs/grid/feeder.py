@@ -1,0 +1,591 @@
+"""Radial three-phase feeders: what they consist of, and how they are read from arrays, tables and pandapower.
+
+A feeder is a tree. Bus 0 is the source, an ideal three-phase voltage; every other bus hangs on its parent by one
+branch with a full 3x3 series impedance. Loads are constant power between phase and neutral (wye).
+"""
+
+import csv
+import difflib
+import importlib.resources
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any, Final, Self
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from evcs_gym.envs.errors import ConfigError, DataError
+from evcs_gym.envs.types import BoolArray, ComplexArray, FloatArray, IntArray, frozen
+from evcs_gym.envs.units import KW_PER_MW, PHASE_BASE_KVA, V_PER_KV
+
+SHIPPED_FEEDERS: Final = ("case33bw", "synthetic33")
+"""Names that ``load_feeder`` knows."""
+
+_N_PHASES: Final = 3
+_A_PER_KA: Final = V_PER_KV
+"""The prefix kilo is the same for volts and amperes."""
+_UNLIMITED_KA: Final = 99999.0
+"""What pandapower's MATPOWER converter writes for a branch without a rating."""
+
+
+@dataclass(frozen=True, eq=False)
+class Feeder:
+    """A radial three-phase feeder. Build it with ``from_arrays``, ``from_pandapower`` or ``load_feeder``.
+
+    parent: (N,) bus that feeds bus i; -1 for the source, bus 0. A parent may have a larger index than its child.
+    impedance_ohm: (N, 3, 3) series impedance of the branch from the parent [ohm]; row 0 is zero. A phase that does
+        not reach a bus has a zero row and column there.
+    line_to_line_kv: nominal voltage between two phases [kV].
+    load_kva: (N, 3) nominal load, P + jQ per phase [kVA], positive when it draws from the network.
+    ampacity_a: (N,) largest current of the branch from the parent, per phase [A]; infinite where unknown.
+    bus_name: (N,) label of each bus in messages and reports.
+    name: label of the feeder.
+    """
+
+    parent: IntArray
+    impedance_ohm: ComplexArray
+    line_to_line_kv: float
+    load_kva: ComplexArray
+    ampacity_a: FloatArray
+    bus_name: tuple[str, ...]
+    name: str = "feeder"
+
+    def __len__(self) -> int:
+        """Number of buses, the source included."""
+        return len(self.parent)
+
+    @cached_property
+    def phase_present(self) -> BoolArray:
+        """(N, 3) whether a phase reaches the bus. An absent phase has voltage 0 and takes part in no limit."""
+        present: BoolArray = np.diagonal(self.impedance_ohm, axis1=1, axis2=2) != 0
+        present[0] = True
+        return frozen(present)  # type: ignore[no-any-return]
+
+    @cached_property
+    def has_all_phases(self) -> bool:
+        """Whether every phase reaches every bus."""
+        return bool(self.phase_present.all())
+
+    @cached_property
+    def impedance_pu(self) -> ComplexArray:
+        """(N, 3, 3) branch impedances on the base of one phase: (line_to_line_kv / sqrt 3)^2 / PHASE_BASE_KVA."""
+        base_ohm = self.phase_kv**2 * V_PER_KV / PHASE_BASE_KVA
+        return frozen(self.impedance_ohm / base_ohm)  # type: ignore[no-any-return]
+
+    @cached_property
+    def sweep_order(self) -> IntArray:
+        """(N,) buses, each after its parent and close to it (depth first): the row order of the power flow."""
+        children: list[list[int]] = [[] for _ in self.parent]
+        for bus, parent in enumerate(self.parent[1:].tolist(), start=1):
+            children[parent].append(bus)
+        order: list[int] = []
+        pending = [0]
+        while pending:
+            bus = pending.pop()
+            order.append(bus)
+            pending.extend(reversed(children[bus]))
+        return frozen(np.array(order, dtype=np.int64))  # type: ignore[no-any-return]
+
+    @cached_property
+    def sweep_tables(self) -> tuple[IntArray, IntArray, FloatArray, FloatArray]:
+        """What the power-flow kernel reads, one row per bus in sweep order; private to the grid package.
+
+        Bus (N,) and parent's row (N,), flat impedances in per unit (N * 18,), phases present as 1 or 0 (N, 3). The
+        arrays stay writable, because numba would compile again for read-only ones and pickling loses that mark.
+        """
+        order = self.sweep_order
+        row_of_bus = np.empty_like(order)
+        row_of_bus[order] = np.arange(len(order))
+        parent_row = np.zeros_like(order)
+        parent_row[1:] = row_of_bus[self.parent[order[1:]]]
+        impedance = np.ascontiguousarray(self.impedance_pu[order]).view(np.float64).ravel()
+        return np.array(order), parent_row, impedance, self.phase_present[order].astype(np.float64)
+
+    @property
+    def phase_kv(self) -> float:
+        """Nominal voltage between phase and neutral [kV]."""
+        return self.line_to_line_kv / math.sqrt(3.0)
+
+    @property
+    def base_current_a(self) -> float:
+        """Current of 1 pu [A]."""
+        return PHASE_BASE_KVA / self.phase_kv
+
+    @classmethod
+    def from_arrays(
+        cls,
+        *,
+        parent: ArrayLike,
+        impedance_ohm: ArrayLike,
+        line_to_line_kv: float,
+        load_kva: ArrayLike,
+        bus_name: Sequence[str] | None = None,
+        ampacity_a: ArrayLike | None = None,
+        name: str = "feeder",
+    ) -> Self:
+        """A feeder from plain arrays, checked completely; the arrays are copied.
+
+        parent: (N,) integers, -1 for the source, bus 0. impedance_ohm: (N, 3, 3) complex [ohm]. line_to_line_kv: kV.
+        load_kva: (N, 3) complex [kVA]. bus_name: N different labels, "0", "1", ... by default. ampacity_a: (N,) [A],
+        infinite by default.
+
+        Raises DataError, naming the bus, for a wrong shape, a value that is not finite, a parent that does not
+        exist, a loop, a bus that is not connected, a branch without impedance, a negative resistance, a phase that
+        its parent does not have, and a load at the source or on an absent phase.
+        """
+        where = f"feeder {name!r}"
+        parent_bus = _parent_array(parent, where)
+        n_buses = len(parent_bus)
+        names = _bus_names(bus_name, n_buses, where)
+        impedance = _array(impedance_ohm, np.complex128, (n_buses, 3, 3), "impedance_ohm", "(N, 3, 3)", where)
+        load = _array(load_kva, np.complex128, (n_buses, 3), "load_kva", "(N, 3)", where)
+        limit = np.full(n_buses, np.inf) if ampacity_a is None else ampacity_a
+        ampacity = _array(limit, np.float64, (n_buses,), "ampacity_a", "(N,)", where)
+        if not (math.isfinite(line_to_line_kv) and line_to_line_kv > 0):
+            raise DataError(f"{where}: line_to_line_kv must be positive and finite, got {line_to_line_kv}")
+        feeder = cls(
+            parent=frozen(parent_bus),
+            impedance_ohm=frozen(impedance),
+            line_to_line_kv=float(line_to_line_kv),
+            load_kva=frozen(load),
+            ampacity_a=frozen(ampacity),
+            bus_name=names,
+            name=name,
+        )
+        _check_tree(feeder, where)
+        _check_branches(feeder, where)
+        _check_loads(feeder, where)
+        return feeder
+
+    @classmethod
+    def from_pandapower(cls, net: Any) -> Self:
+        """A feeder from a pandapower network with one external grid, lines and loads.
+
+        Bus 0 is the bus of the external grid, the others follow in the order of ``net.bus``; labels are pandapower's
+        bus indices. Each line becomes a branch with the positive-sequence impedance of its columns r, x_ohm_per_km;
+        where r0, x0_ohm_per_km are given the phases are coupled (self (Z0 + 2 Z1)/3, mutual (Z0 - Z1)/3), else Z0 =
+        Z1 and they are not. Rows of ``net.load`` are split evenly over the phases. ``net.ext_grid.vm_pu`` is not
+        taken over: the source voltage is an argument of the power flow, since tap changers move it.
+
+        Raises ConfigError for what this model does not have (transformers, generators, shunts, line capacitance,
+        closed bus-bus switches, voltage-dependent or delta loads, several external grids or voltage levels) and
+        DataError for loops, isolated buses and malformed values.
+        """
+        return cls.from_arrays(**_read_pandapower(net))
+
+
+def load_feeder(name_or_path: str | Path) -> Feeder:
+    """A shipped feeder by name ("synthetic33", "case33bw"), or one of your own by the common prefix of its two tables.
+
+    ``<prefix>_bus.csv`` and ``<prefix>_branch.csv`` hold a balanced network (columns bus, Pd_kW, Qd_kvar, base_kV_LL;
+    from, to, r_ohm, x_ohm, status_closed): a third of each load per phase, uncoupled phases. ``<prefix>_lines.csv``
+    and ``<prefix>_loads.csv`` hold an unbalanced one with transposed lines (from, to, Rself_ohm, Xself_ohm, Rmut_ohm,
+    Xmut_ohm; bus, Pa_kW, Pb_kW, Pc_kW, Qa_kvar, Qb_kvar, Qc_kvar, base_kV_LL). The first bus of the table is the
+    source. Feeders with other matrices: ``Feeder.from_arrays``.
+
+    Raises ConfigError if there is no such feeder, DataError if a table is malformed.
+    """
+    text = str(name_or_path)
+    if text in SHIPPED_FEEDERS:
+        folder: Traversable = importlib.resources.files("evcs_gym.envs.data")
+        return _read_tables(folder, f"feeder_{text}", text)
+    prefix = Path(name_or_path)
+    if prefix.parent.is_dir() and any(prefix.parent.glob(f"{prefix.name}_*.csv")):
+        return _read_tables(prefix.parent, prefix.name, prefix.name)
+    nearest = difflib.get_close_matches(text, SHIPPED_FEEDERS, n=1)
+    hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+    raise ConfigError(
+        f"no feeder {text!r}: give one of {', '.join(SHIPPED_FEEDERS)}, or the common prefix of two tables "
+        f"(PREFIX_lines.csv with PREFIX_loads.csv, or PREFIX_branch.csv with PREFIX_bus.csv){hint}"
+    )
+
+
+def _array(
+    value: ArrayLike, dtype: Any, shape: tuple[int, ...], name: str, letters: str, where: str
+) -> np.ndarray[Any, Any]:
+    """A private, contiguous copy of the right type and shape without NaN; infinity passes only as an ampacity."""
+    try:
+        array = np.array(value, dtype=dtype, order="C")
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{where}: {name} must be an array of numbers of shape {letters}: {error}") from error
+    if array.shape != shape:
+        raise DataError(f"{where}: {name} must have shape {letters} = {shape}, got {array.shape}")
+    bad = np.isnan(array) if name == "ampacity_a" else ~np.isfinite(array)
+    if bad.any():
+        index = tuple(int(i) for i in np.argwhere(bad)[0])
+        raise DataError(f"{where}: {name} must be finite, got {array[index]} at index {index}")
+    return array
+
+
+def _parent_array(parent: ArrayLike, where: str) -> IntArray:
+    array = np.array(parent)
+    if array.ndim != 1 or len(array) < 2 or not np.issubdtype(array.dtype, np.integer):
+        raise DataError(
+            f"{where}: parent must be a one-dimensional array of at least 2 integers, "
+            f"got shape {array.shape} of {array.dtype}"
+        )
+    return array.astype(np.int64)
+
+
+def _bus_names(bus_name: Sequence[str] | None, n_buses: int, where: str) -> tuple[str, ...]:
+    names = tuple(str(i) for i in range(n_buses)) if bus_name is None else tuple(str(n) for n in bus_name)
+    if len(names) != n_buses or len(set(names)) != n_buses:
+        raise DataError(
+            f"{where}: bus_name must hold {n_buses} different names, one per bus, "
+            f"got {len(names)} of which {len(set(names))} differ"
+        )
+    return names
+
+
+def _check_tree(feeder: Feeder, where: str) -> None:
+    """Every bus must reach bus 0 along its parents."""
+    parent, names = feeder.parent, feeder.bus_name
+    n_buses = len(parent)
+    if parent[0] != -1:
+        raise DataError(f"{where}: bus 0 is the source and must have parent -1, got {parent[0]}")
+    for bus in range(1, n_buses):
+        if parent[bus] == -1:
+            raise DataError(f"{where}: bus {names[bus]!r} is not connected: its parent is -1; only bus 0 has none")
+        if not 0 <= parent[bus] < n_buses:
+            raise DataError(
+                f"{where}: bus {names[bus]!r} has parent {parent[bus]}, a bus that does not exist; "
+                f"buses are 0..{n_buses - 1}"
+            )
+    reached = np.zeros(n_buses, dtype=np.bool_)
+    reached[0] = True
+    for bus in range(1, n_buses):
+        path: list[int] = []
+        here = bus
+        while not reached[here] and here not in path:
+            path.append(here)
+            here = int(parent[here])
+        if not reached[here]:
+            loop = " -> ".join(names[b] for b in [*path[path.index(here) :], here])
+            raise DataError(f"{where}: the feeder must be a tree, but the parents form a loop: {loop}")
+        reached[path] = True
+
+
+def _check_branches(feeder: Feeder, where: str) -> None:
+    """Impedances that can be a line, phases that come from somewhere, ampacities that are currents."""
+    impedance, present, names = feeder.impedance_ohm, feeder.phase_present, feeder.bus_name
+    if impedance[0].any():
+        raise DataError(f"{where}: impedance_ohm[0] must be zero: no branch leads to the source {names[0]!r}")
+    for bus in range(1, len(feeder)):
+        label = f"the branch to bus {names[bus]!r}"
+        if not present[bus].any():
+            raise DataError(
+                f"{where}: {label} has no impedance on the diagonal; merge the two buses, or give the line's impedance"
+            )
+        coupled = impedance[bus].any(axis=0) | impedance[bus].any(axis=1)
+        if (coupled & ~present[bus]).any():
+            phase = "abc"[int(np.argmax(coupled & ~present[bus]))]
+            raise DataError(f"{where}: {label} couples phase {phase} but has no self impedance there")
+        if (np.diagonal(impedance[bus]).real < 0).any():
+            raise DataError(f"{where}: {label} has a negative resistance: {np.diagonal(impedance[bus]).real} ohm")
+        orphan = present[bus] & ~present[feeder.parent[bus]]
+        if orphan.any():
+            phase = "abc"[int(np.argmax(orphan))]
+            raise DataError(
+                f"{where}: {label} has phase {phase}, which its parent {names[feeder.parent[bus]]!r} does not have"
+            )
+        if feeder.ampacity_a[bus] <= 0:
+            raise DataError(f"{where}: {label} must have a positive ampacity_a, got {feeder.ampacity_a[bus]}")
+
+
+def _check_loads(feeder: Feeder, where: str) -> None:
+    if feeder.load_kva[0].any():
+        raise DataError(
+            f"{where}: a load at the source {feeder.bus_name[0]!r} meets no impedance and would never be seen; "
+            "put it on another bus"
+        )
+    stray = (feeder.load_kva != 0) & ~feeder.phase_present
+    if stray.any():
+        bus, phase = (int(i) for i in np.argwhere(stray)[0])
+        raise DataError(f"{where}: bus {feeder.bus_name[bus]!r} has a load on phase {'abc'[phase]}, which is absent")
+
+
+def _tree_from_branches(
+    branches: Sequence[tuple[int, int]], names: Sequence[str], where: str
+) -> tuple[IntArray, IntArray]:
+    """Parent of every bus and the branch that leads to it, (N,) each, from undirected branches; bus 0 is the source.
+
+    A loop and a bus without a path to the source are refused here, where the branches are still known.
+    """
+    n_buses = len(names)
+    neighbours: list[list[tuple[int, int]]] = [[] for _ in range(n_buses)]
+    for k, (a, b) in enumerate(branches):
+        neighbours[a].append((b, k))
+        neighbours[b].append((a, k))
+    parent = np.full(n_buses, -1, dtype=np.int64)
+    branch = np.full(n_buses, -1, dtype=np.int64)
+    reached = {0}
+    pending = [0]
+    while pending:
+        bus = pending.pop()
+        for other, k in neighbours[bus]:
+            if k == branch[bus]:
+                continue
+            if other in reached:
+                raise DataError(
+                    f"{where}: the feeder must be a tree, but the branch between {names[bus]!r} and {names[other]!r} "
+                    "closes a loop; open it"
+                )
+            reached.add(other)
+            parent[other], branch[other] = bus, k
+            pending.append(other)
+    for bus in range(n_buses):
+        if bus not in reached:
+            raise DataError(f"{where}: bus {names[bus]!r} is not connected to the source {names[0]!r}")
+    return parent, branch
+
+
+def _phase_matrix(self_ohm: ComplexArray, mutual_ohm: ComplexArray) -> ComplexArray:
+    """(M, 3, 3) impedance matrices of transposed lines from their self and mutual impedances (M,)."""
+    eye = np.eye(_N_PHASES)
+    return self_ohm[:, None, None] * eye + mutual_ohm[:, None, None] * (1.0 - eye)
+
+
+# Tables
+
+
+def _read_tables(folder: Traversable, prefix: str, name: str) -> Feeder:
+    """The feeder in the two tables ``<prefix>_*.csv`` of a folder."""
+    if (folder / f"{prefix}_bus.csv").is_file():
+        buses, branches = folder / f"{prefix}_bus.csv", folder / f"{prefix}_branch.csv"
+        names, load_kva, base_kv = _balanced_loads(buses)
+        ends, matrices = _uncoupled_lines(branches)
+    else:
+        buses, branches = folder / f"{prefix}_loads.csv", folder / f"{prefix}_lines.csv"
+        names, load_kva, base_kv = _unbalanced_loads(buses)
+        ends, matrices = _transposed_lines(branches)
+    _bus_names(names, len(names), buses.name)
+    index = {bus: i for i, bus in enumerate(names)}
+    pairs = [(_bus_index(index, a, branches.name), _bus_index(index, b, branches.name)) for a, b in ends]
+    parent, branch = _tree_from_branches(pairs, names, branches.name)
+    return Feeder.from_arrays(
+        parent=parent,
+        impedance_ohm=_by_bus(matrices, branch),
+        line_to_line_kv=_one_level(base_kv, buses.name),
+        load_kva=load_kva,
+        bus_name=names,
+        name=name,
+    )
+
+
+def _balanced_loads(table: Traversable) -> tuple[list[str], ComplexArray, FloatArray]:
+    """Bus names, loads (N, 3) [kVA] and nominal voltages (N,) [kV] of a table with one load per bus."""
+    labels, rows = _read_csv(table, ("bus",), ("Pd_kW", "Qd_kvar", "base_kV_LL"))
+    total = rows[:, 0] + 1j * rows[:, 1]
+    return [bus for (bus,) in labels], np.repeat(total[:, None] / _N_PHASES, _N_PHASES, axis=1), rows[:, 2]
+
+
+def _unbalanced_loads(table: Traversable) -> tuple[list[str], ComplexArray, FloatArray]:
+    """Bus names, loads (N, 3) [kVA] and nominal voltages (N,) [kV] of a table with loads per phase."""
+    columns = ("Pa_kW", "Pb_kW", "Pc_kW", "Qa_kvar", "Qb_kvar", "Qc_kvar", "base_kV_LL")
+    labels, rows = _read_csv(table, ("bus",), columns)
+    return [bus for (bus,) in labels], rows[:, 0:3] + 1j * rows[:, 3:6], rows[:, 6]
+
+
+def _uncoupled_lines(table: Traversable) -> tuple[list[tuple[str, ...]], ComplexArray]:
+    """Ends and matrices (M, 3, 3) [ohm] of the closed branches of a table with one impedance per branch."""
+    ends, rows = _read_csv(table, ("from", "to"), ("r_ohm", "x_ohm", "status_closed"))
+    closed = rows[:, 2] != 0
+    self_ohm = rows[closed, 0] + 1j * rows[closed, 1]
+    kept = [pair for pair, keep in zip(ends, closed.tolist(), strict=True) if keep]
+    return kept, _phase_matrix(self_ohm, np.zeros_like(self_ohm))
+
+
+def _transposed_lines(table: Traversable) -> tuple[list[tuple[str, ...]], ComplexArray]:
+    """Ends and matrices (M, 3, 3) [ohm] of a table with self and mutual impedances."""
+    ends, rows = _read_csv(table, ("from", "to"), ("Rself_ohm", "Xself_ohm", "Rmut_ohm", "Xmut_ohm"))
+    return ends, _phase_matrix(rows[:, 0] + 1j * rows[:, 1], rows[:, 2] + 1j * rows[:, 3])
+
+
+def _by_bus(matrices: ComplexArray, branch: IntArray) -> ComplexArray:
+    """(N, 3, 3): the matrix of the branch that leads to each bus, zero for the source."""
+    impedance = np.zeros((len(branch), _N_PHASES, _N_PHASES), dtype=np.complex128)
+    impedance[1:] = matrices[branch[1:]]
+    return impedance
+
+
+def _bus_index(index: Mapping[str, int], label: str, where: str) -> int:
+    if label not in index:
+        raise DataError(f"{where}: a branch names bus {label!r}, which does not exist in the bus table")
+    return index[label]
+
+
+def _one_level(base_kv: FloatArray, where: str) -> float:
+    levels = np.unique(base_kv)
+    if len(levels) != 1:
+        raise DataError(f"{where}: all buses must have one voltage level, got {levels.tolist()} kV")
+    return float(levels[0])
+
+
+def _read_csv(
+    table: Traversable, label_columns: Sequence[str], number_columns: Sequence[str]
+) -> tuple[list[tuple[str, ...]], FloatArray]:
+    """Labels and numbers (rows, columns) of the named columns; the error says the line and the column."""
+    if not table.is_file():
+        raise DataError(f"{table}: the table is missing; a feeder needs both of its tables")
+    labels: list[tuple[str, ...]] = []
+    numbers: list[list[float]] = []
+    with table.open(encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file)
+        missing = [c for c in (*label_columns, *number_columns) if c not in (reader.fieldnames or ())]
+        if missing:
+            raise DataError(f"{table}: missing columns {', '.join(missing)}; found {reader.fieldnames}")
+        for row in reader:
+            labels.append(tuple(str(row[c]).strip() for c in label_columns))
+            numbers.append([_number(row[c], f"{table}:{reader.line_num}: {c}") for c in number_columns])
+    if not numbers:
+        raise DataError(f"{table}: the table has no rows")
+    return labels, np.array(numbers, dtype=np.float64)
+
+
+def _number(text: str | None, where: str) -> float:
+    try:
+        value = float(text) if text is not None else math.nan
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise DataError(f"{where} must be a finite number, got {text!r}")
+    return value
+
+
+# pandapower; duck-typed, so that the environments do not depend on it
+
+_UNSUPPORTED_ELEMENTS: Final = (
+    "trafo",
+    "trafo3w",
+    "gen",
+    "sgen",
+    "asymmetric_sgen",
+    "storage",
+    "motor",
+    "shunt",
+    "ward",
+    "xward",
+    "impedance",
+    "dcline",
+    "svc",
+    "ssc",
+    "tcsc",
+    "vsc",
+)
+
+
+def _read_pandapower(net: Any) -> dict[str, Any]:
+    """Arguments of ``Feeder.from_arrays`` from a pandapower network."""
+    name = str(getattr(net, "name", "") or "pandapower")
+    where = f"pandapower network {name!r}"
+    _refuse_unsupported(net, where)
+    grids = net.ext_grid[net.ext_grid.in_service.astype(bool)]
+    if len(grids) != 1:
+        raise ConfigError(f"{where}: one external grid in service is needed as the source, got {len(grids)}")
+    source = grids.bus.iloc[0]
+    in_service = net.bus[net.bus.in_service.astype(bool)]
+    if source not in in_service.index:
+        raise DataError(f"{where}: the external grid is at bus {source}, which does not exist or is out of service")
+    buses = [source, *(bus for bus in in_service.index if bus != source)]
+    names = [str(bus) for bus in buses]
+    index = {bus: i for i, bus in enumerate(buses)}
+    pairs, matrices, ampacity = _pandapower_lines(net, index, where)
+    parent, branch = _tree_from_branches(pairs, names, where)
+    ampacity_by_bus = np.full(len(buses), np.inf)
+    ampacity_by_bus[1:] = ampacity[branch[1:]]
+    return {
+        "parent": parent,
+        "impedance_ohm": _by_bus(matrices, branch),
+        "line_to_line_kv": _one_level(in_service.vn_kv.to_numpy(dtype=np.float64), where),
+        "load_kva": _pandapower_loads(net, index, where),
+        "bus_name": names,
+        "ampacity_a": ampacity_by_bus,
+        "name": name,
+    }
+
+
+def _refuse_unsupported(net: Any, where: str) -> None:
+    for element in _UNSUPPORTED_ELEMENTS:
+        table = net.get(element)
+        if table is not None and len(table) and table.in_service.astype(bool).any():
+            raise ConfigError(
+                f"{where}: {int(table.in_service.sum())} element(s) of net.{element} are in service, but a feeder "
+                "holds lines and loads of one voltage level only; remove them, or set in_service to False"
+            )
+    switches = net.switch[net.switch.closed.astype(bool)]
+    for row in switches.itertuples():
+        if row.et != "l":
+            raise ConfigError(
+                f"{where}: switch {row.Index} is closed and of type {row.et!r}; only line switches ('l') are "
+                "supported: fuse the two buses, or open the switch"
+            )
+
+
+def _pandapower_lines(
+    net: Any, index: Mapping[Any, int], where: str
+) -> tuple[list[tuple[int, int]], ComplexArray, FloatArray]:
+    """Ends, matrices (M, 3, 3) [ohm] and ampacities (M,) [A] of the lines that conduct."""
+    switch = net.switch
+    opened = set(switch.element[(switch.et == "l") & ~switch.closed.astype(bool)])
+    lines = net.line[net.line.in_service.astype(bool) & ~net.line.index.isin(opened)]
+    for column in ("c_nf_per_km", "g_us_per_km"):
+        if column in lines and (lines[column].to_numpy(dtype=np.float64) != 0).any():
+            raise ConfigError(
+                f"{where}: net.line.{column} is not zero, but branches are series impedances here; "
+                f"set net.line[{column!r}] = 0 if it may be neglected"
+            )
+    pairs: list[tuple[int, int]] = []
+    for row in lines.itertuples():
+        for end in (row.from_bus, row.to_bus):
+            if end not in index:
+                raise DataError(
+                    f"{where}: line {row.Index} ends at bus {end}, which does not exist or is out of service"
+                )
+        pairs.append((index[row.from_bus], index[row.to_bus]))
+    parallel = lines.parallel.to_numpy(dtype=np.float64)
+    per_ohm = lines.length_km.to_numpy(dtype=np.float64) / parallel
+    z1 = (lines.r_ohm_per_km.to_numpy(np.float64) + 1j * lines.x_ohm_per_km.to_numpy(np.float64)) * per_ohm
+    z0 = z1.copy()
+    if "r0_ohm_per_km" in lines and "x0_ohm_per_km" in lines:
+        given = lines.r0_ohm_per_km.to_numpy(np.float64) + 1j * lines.x0_ohm_per_km.to_numpy(np.float64)
+        z0 = np.where(np.isnan(given), z1, given * per_ohm)
+    limit_ka = lines.max_i_ka.to_numpy(dtype=np.float64)
+    unlimited = np.isnan(limit_ka) | (limit_ka >= _UNLIMITED_KA)
+    ampacity = np.where(unlimited, np.inf, limit_ka * lines.df.to_numpy(np.float64) * parallel * _A_PER_KA)
+    return pairs, _phase_matrix((z0 + 2.0 * z1) / 3.0, (z0 - z1) / 3.0), ampacity
+
+
+def _pandapower_loads(net: Any, index: Mapping[Any, int], where: str) -> ComplexArray:
+    """(N, 3) nominal loads [kVA] from net.load, split evenly, and net.asymmetric_load."""
+    load_kva = np.zeros((len(index), _N_PHASES), dtype=np.complex128)
+    for element in ("load", "asymmetric_load"):
+        table = net.get(element)
+        if table is None:
+            continue
+        for row in table[table.in_service.astype(bool)].itertuples():
+            label = f"{where}: net.{element} {row.Index}"
+            if row.bus not in index:
+                raise DataError(f"{label} is at bus {row.bus}, which does not exist or is out of service")
+            if str(row.type).lower() == "delta":
+                raise ConfigError(f"{label} is connected in delta; only wye loads are supported")
+            columns = [c for c in row._fields if c.startswith(("const_z", "const_i"))]
+            if any(getattr(row, c) != 0 for c in columns):
+                raise ConfigError(
+                    f"{label} depends on voltage ({', '.join(columns)}); only constant power is supported"
+                )
+            if element == "load":
+                per_phase = np.full(_N_PHASES, complex(row.p_mw, row.q_mvar) / _N_PHASES)
+            else:
+                per_phase = np.array(
+                    [
+                        complex(row.p_a_mw, row.q_a_mvar),
+                        complex(row.p_b_mw, row.q_b_mvar),
+                        complex(row.p_c_mw, row.q_c_mvar),
+                    ]
+                )
+            load_kva[index[row.bus]] += per_phase * row.scaling * KW_PER_MW
+    return load_kva

@@ -1,0 +1,222 @@
+"""How fast the environments are, beside what others offer for the same work, measured on the machine at hand."""
+
+import logging
+import statistics
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+import numpy as np
+
+from evcs_gym.envs.errors import ConfigError
+from evcs_gym.envs.grid import Feeder, load_feeder, power_flow
+from evcs_gym.envs.types import ComplexArray
+from evcs_gym.envs.units import KW_PER_MW, V_PER_KV
+
+_LOG: Final = logging.getLogger(__name__)
+_STIFF_SOURCE_MVA: Final = 1e12
+"""Short-circuit power that makes a peer's source ideal, as ours is."""
+_TOLERANCE_PU: Final = 1e-8
+
+
+@dataclass(frozen=True)
+class SpeedRow:
+    """One measured figure: the median wall time of a call, divided by its items."""
+
+    name: str
+    case: str
+    buses: int
+    batch: int
+    seconds_per_item: float
+    items_per_second: float
+
+    def as_dict(self) -> dict[str, str | int | float]:
+        """The row as plain values, for JSON."""
+        return asdict(self)
+
+
+def speed_power_flow(
+    batches: Sequence[int] = (1, 32, 1024), min_seconds: float = 0.5, feeder: Feeder | None = None
+) -> list[SpeedRow]:
+    """Three-phase power flows per second: this project, then power-grid-model and pandapower where installed.
+
+    batches: cases per call. min_seconds: each figure is the median of at least five calls over at least this time.
+    feeder: "synthetic33" by default; pandapower can take part only if its lines are transposed.
+
+    Every case has its own loads (50-120 % of nominal per phase), starts from the source voltage and is solved to
+    1e-8 pu. power-grid-model runs its batch mode with all threads and the faster of its two iterative methods.
+    pandapower has no batch mode for unbalanced networks: one row, batch 1.
+
+    Raises ConfigError if a batch is empty.
+    """
+    if not batches or min(batches) < 1:
+        raise ConfigError(f"speed power-flow: every batch must hold at least one case, got {list(batches)}")
+    feeder = load_feeder("synthetic33") if feeder is None else feeder
+    rng = np.random.default_rng(0)
+    loads = feeder.load_kva * rng.uniform(0.5, 1.2, (max(batches), len(feeder), 3))
+    rows = [_own_row(feeder, loads[:batch], min_seconds) for batch in batches]
+    peers: tuple[tuple[str, Callable[[], Iterable[SpeedRow]]], ...] = (
+        ("power-grid-model", lambda: [_power_grid_model_row(feeder, loads[:b], min_seconds) for b in batches]),
+        ("pandapower", lambda: [_pandapower_row(feeder, loads[0], min_seconds)]),
+    )
+    for name, measure in peers:
+        try:
+            rows.extend(measure())
+        except ImportError as error:
+            _LOG.warning("%s is not installed, its rows are left out (%s)", name, error)
+    return rows
+
+
+def median_seconds(call: Callable[[], object], min_seconds: float, min_calls: int = 5) -> float:
+    """Median wall time of a call [s], after one call that is not counted."""
+    call()
+    seconds: list[float] = []
+    end = time.perf_counter() + min_seconds
+    while len(seconds) < min_calls or time.perf_counter() < end:
+        start = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds)
+
+
+def _row(name: str, feeder: Feeder, batch: int, seconds_per_call: float, case: str = "") -> SpeedRow:
+    label = f"{feeder.name}, {case}" if case else feeder.name
+    return SpeedRow(name, label, len(feeder), batch, seconds_per_call / batch, batch / seconds_per_call)
+
+
+def _own_row(feeder: Feeder, loads_kva: ComplexArray, min_seconds: float) -> SpeedRow:
+    seconds = median_seconds(lambda: power_flow(feeder, loads_kva, tolerance_pu=_TOLERANCE_PU), min_seconds)
+    return _row("evcs-gym", feeder, len(loads_kva), seconds)
+
+
+# power-grid-model
+
+
+def _power_grid_model_row(feeder: Feeder, loads_kva: ComplexArray, min_seconds: float) -> SpeedRow:
+    from power_grid_model import CalculationMethod, ComponentType, PowerGridModel
+
+    model = PowerGridModel(power_grid_model_input(feeder))
+    update = power_grid_model_update(feeder, loads_kva)
+    seconds = {
+        method.name: median_seconds(
+            lambda method=method: model.calculate_power_flow(  # type: ignore[misc]
+                symmetric=False,
+                error_tolerance=_TOLERANCE_PU,
+                calculation_method=method,
+                update_data=update,
+                threading=0,
+                output_component_types={ComponentType.node: ["u_pu", "u_angle"]},
+            ),
+            min_seconds,
+        )
+        for method in (CalculationMethod.newton_raphson, CalculationMethod.iterative_current)
+    }
+    best = min(seconds, key=lambda name: seconds[name])
+    return _row("power-grid-model", feeder, len(loads_kva), seconds[best], best)
+
+
+def power_grid_model_input(feeder: Feeder, source_pu: float = 1.0) -> dict[str, Any]:
+    """Input data of power-grid-model: one ideal source, full 3x3 lines, one load per bus; node id = bus.
+
+    Only for feeders on which every phase reaches every bus; raises ConfigError for others.
+    """
+    from power_grid_model import initialize_array
+
+    if not feeder.has_all_phases:
+        raise ConfigError(f"feeder {feeder.name!r} has absent phases, which power-grid-model's lines do not know")
+    n_buses = len(feeder)
+    buses = np.arange(n_buses)
+    node = initialize_array("input", "node", n_buses)
+    node["id"], node["u_rated"] = buses, feeder.line_to_line_kv * V_PER_KV
+    line = initialize_array("input", "asym_line", n_buses - 1)
+    line["id"] = n_buses + buses[1:]
+    line["from_node"], line["to_node"] = feeder.parent[1:], buses[1:]
+    line["from_status"] = line["to_status"] = 1
+    for row, column in ((0, 0), (1, 0), (1, 1), (2, 0), (2, 1), (2, 2)):
+        key = "abc"[row] + "abc"[column]
+        line[f"r_{key}"] = feeder.impedance_ohm[1:, row, column].real
+        line[f"x_{key}"] = feeder.impedance_ohm[1:, row, column].imag
+    line["c0"] = line["c1"] = 0.0
+    load = initialize_array("input", "asym_load", n_buses - 1)
+    load["id"], load["node"], load["status"], load["type"] = 2 * n_buses + buses[1:], buses[1:], 1, 0
+    load["p_specified"] = feeder.load_kva[1:].real * KW_PER_MW
+    load["q_specified"] = feeder.load_kva[1:].imag * KW_PER_MW
+    source = initialize_array("input", "source", 1)
+    source["id"], source["node"], source["status"], source["u_ref"] = 3 * n_buses, 0, 1, source_pu
+    source["sk"] = _STIFF_SOURCE_MVA * KW_PER_MW**2
+    return {"node": node, "asym_line": line, "asym_load": load, "source": source}
+
+
+def power_grid_model_update(feeder: Feeder, loads_kva: ComplexArray) -> dict[str, Any]:
+    """Batch update of power-grid-model with the loads (B, N, 3) [kVA]."""
+    from power_grid_model import initialize_array
+
+    n_buses = len(feeder)
+    update = initialize_array("update", "asym_load", (len(loads_kva), n_buses - 1))
+    update["id"] = 2 * n_buses + np.arange(1, n_buses)
+    update["p_specified"] = loads_kva[:, 1:].real * KW_PER_MW
+    update["q_specified"] = loads_kva[:, 1:].imag * KW_PER_MW
+    return {"asym_load": update}
+
+
+# pandapower
+
+
+def _pandapower_row(feeder: Feeder, load_kva: ComplexArray, min_seconds: float) -> SpeedRow:
+    from pandapower import runpp_3ph
+
+    net = pandapower_net(feeder, load_kva)
+    tolerance_mva = _TOLERANCE_PU
+    seconds = median_seconds(lambda: runpp_3ph(net, tolerance_mva=tolerance_mva), min_seconds)
+    return _row("pandapower", feeder, 1, seconds, "runpp_3ph")
+
+
+def pandapower_net(feeder: Feeder, load_kva: ComplexArray, source_pu: float = 1.0) -> Any:
+    """The feeder with loads (N, 3) [kVA] as a pandapower network ready for ``runpp_3ph``; bus index = bus.
+
+    pandapower describes a line by its sequence impedances, so every line must be transposed (equal self and equal
+    mutual impedances); raises ConfigError otherwise.
+    """
+    import pandapower
+
+    own = feeder.impedance_ohm[:, 0, 0]
+    mutual = feeder.impedance_ohm[:, 0, 1]
+    transposed = np.where(np.eye(3, dtype=np.bool_), own[:, None, None], mutual[:, None, None])
+    if not np.allclose(feeder.impedance_ohm, transposed, rtol=1e-9, atol=0.0):
+        raise ConfigError(f"feeder {feeder.name!r} has untransposed lines, which pandapower cannot describe")
+    z1, z0 = own - mutual, own + 2.0 * mutual
+    net = pandapower.create_empty_network(name=feeder.name)
+    for bus in range(len(feeder)):
+        pandapower.create_bus(net, vn_kv=feeder.line_to_line_kv, name=feeder.bus_name[bus], index=bus)
+        if bus == 0:
+            continue
+        pandapower.create_line_from_parameters(
+            net,
+            from_bus=int(feeder.parent[bus]),
+            to_bus=bus,
+            length_km=1.0,
+            r_ohm_per_km=z1[bus].real,
+            x_ohm_per_km=z1[bus].imag,
+            c_nf_per_km=0.0,
+            max_i_ka=feeder.ampacity_a[bus] / V_PER_KV,
+            r0_ohm_per_km=z0[bus].real,
+            x0_ohm_per_km=z0[bus].imag,
+            c0_nf_per_km=0.0,
+        )
+        power = {
+            f"{part}_{phase}_{unit}": value / KW_PER_MW
+            for part, unit, values in (("p", "mw", load_kva[bus].real), ("q", "mvar", load_kva[bus].imag))
+            for phase, value in zip("abc", values.tolist(), strict=True)
+        }
+        pandapower.create_asymmetric_load(net, bus=bus, **power)
+    pandapower.create_ext_grid(
+        net,
+        bus=0,
+        vm_pu=source_pu,
+        s_sc_max_mva=_STIFF_SOURCE_MVA,
+        rx_max=0.1,
+        x0x_max=1.0,
+        r0x0_max=0.1,
+    )
+    return net

@@ -1,0 +1,262 @@
+"""What a feeder holds, what it refuses, and that every way to read one gives the same feeder."""
+
+import copy
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandapower
+import pandapower.networks
+import pytest
+
+from evcs_gym.envs.errors import ConfigError, DataError
+from evcs_gym.envs.grid import SHIPPED_FEEDERS, Feeder, load_feeder, power_flow
+
+Z = np.array([[0.4, 0.1, 0.1], [0.1, 0.4, 0.1], [0.1, 0.1, 0.4]]) * (1 + 1j)
+
+
+def line_of(n_buses: int, **changes: Any) -> dict[str, Any]:
+    """Arguments of a feeder whose buses follow each other; 30 kW per phase at each bus but the source."""
+    impedance = np.zeros((n_buses, 3, 3), dtype=complex)
+    impedance[1:] = Z
+    load = np.full((n_buses, 3), 30 + 10j)
+    load[0] = 0
+    arguments = {
+        "parent": np.arange(n_buses) - 1,
+        "impedance_ohm": impedance,
+        "line_to_line_kv": 12.66,
+        "load_kva": load,
+    }
+    return {**arguments, **changes}
+
+
+def changed(array: np.ndarray[Any, Any], index: Any, value: Any) -> np.ndarray[Any, Any]:
+    result = array.copy()
+    result[index] = value
+    return result
+
+
+def test_a_feeder_keeps_private_read_only_copies_and_names_its_buses() -> None:
+    arguments = line_of(3)
+    feeder = Feeder.from_arrays(**arguments)
+    arguments["load_kva"][1] = 0
+    assert feeder.load_kva[1, 0] == 30 + 10j
+    assert feeder.bus_name == ("0", "1", "2")
+    assert np.isinf(feeder.ampacity_a).all()
+    assert len(feeder) == 3
+    with pytest.raises(ValueError, match="read-only"):
+        feeder.load_kva[1] = 0
+
+
+def test_per_unit_by_hand() -> None:
+    # 10 kV line to line: 10/sqrt3 kV per phase, 1 MVA per phase: 100/3 ohm and 173.2 A are 1 pu.
+    feeder = Feeder.from_arrays(**line_of(2, line_to_line_kv=10.0))
+    assert feeder.impedance_pu[1, 0, 0] == pytest.approx(0.4 * (1 + 1j) * 3 / 100)
+    assert feeder.base_current_a == pytest.approx(100 * np.sqrt(3))
+
+
+def test_sweep_order_puts_parents_first_although_numbers_do_not() -> None:
+    feeder = Feeder.from_arrays(**line_of(4, parent=[-1, 3, 1, 0]))
+    assert feeder.sweep_order.tolist() == [0, 3, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"parent": [-1, 0, 7]}, r"bus '2' has parent 7, a bus that does not exist"),
+        ({"parent": [-1, 0, -2]}, r"bus '2' has parent -2, a bus that does not exist"),
+        ({"parent": [-1, 0, -1]}, r"bus '2' is not connected"),
+        ({"parent": [-1, 2, 1]}, r"form a loop: 1 -> 2 -> 1"),
+        ({"parent": [-1, 0, 2]}, r"form a loop: 2 -> 2"),
+        ({"parent": [0, 0, 1]}, r"bus 0 is the source and must have parent -1"),
+        ({"parent": [[-1, 0, 1]]}, r"parent must be a one-dimensional array"),
+        ({"parent": [-1.0, 0.0, 1.0]}, r"parent must be .* integers"),
+        ({"impedance_ohm": np.zeros((3, 3))}, r"impedance_ohm must have shape \(N, 3, 3\) = \(3, 3, 3\), got \(3, 3\)"),
+        ({"impedance_ohm": "wire"}, r"impedance_ohm must be an array of numbers"),
+        ({"load_kva": np.zeros((4, 3))}, r"load_kva must have shape \(N, 3\)"),
+        ({"load_kva": changed(line_of(3)["load_kva"], (2, 1), np.nan)}, r"load_kva must be finite, got .* \(2, 1\)"),
+        ({"load_kva": changed(line_of(3)["load_kva"], 0, 5)}, r"load at the source '0'"),
+        ({"impedance_ohm": changed(line_of(3)["impedance_ohm"], 2, 0)}, r"branch to bus '2' has no impedance"),
+        ({"impedance_ohm": changed(line_of(3)["impedance_ohm"], 0, Z)}, r"impedance_ohm\[0\] must be zero"),
+        ({"impedance_ohm": -line_of(3)["impedance_ohm"]}, r"bus '1' has a negative resistance"),
+        ({"impedance_ohm": changed(line_of(3)["impedance_ohm"], (2, 1, 1), 0)}, r"bus '2' couples phase b"),
+        ({"ampacity_a": [np.inf, 100, 0]}, r"bus '2' must have a positive ampacity_a, got 0"),
+        ({"ampacity_a": [np.inf, np.nan, 10]}, r"ampacity_a must be finite"),
+        ({"line_to_line_kv": 0.0}, r"line_to_line_kv must be positive"),
+        ({"line_to_line_kv": np.nan}, r"line_to_line_kv must be positive"),
+        ({"bus_name": ["a", "b", "b"]}, r"3 different names, one per bus, got 3 of which 2 differ"),
+    ],
+)
+def test_what_is_not_a_feeder_is_refused_with_the_bus(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        Feeder.from_arrays(**line_of(3, **changes))
+
+
+def test_a_load_on_an_absent_phase_and_a_phase_from_nowhere_are_refused() -> None:
+    single = np.zeros((3, 3), dtype=complex)
+    single[0, 0] = 0.5 + 0.5j
+    impedance = changed(line_of(3)["impedance_ohm"], 2, single)
+    with pytest.raises(DataError, match="bus '2' has a load on phase b, which is absent"):
+        Feeder.from_arrays(**line_of(3, impedance_ohm=impedance))
+    load = changed(line_of(3)["load_kva"], 2, [30, 0, 0])
+    feeder = Feeder.from_arrays(**line_of(3, impedance_ohm=impedance, load_kva=load))
+    assert feeder.phase_present.tolist() == [[True] * 3, [True] * 3, [True, False, False]]
+    assert not feeder.has_all_phases
+    backwards = changed(line_of(3)["impedance_ohm"], 1, single)
+    with pytest.raises(DataError, match="bus '2' has phase b, which its parent '1' does not have"):
+        Feeder.from_arrays(**line_of(3, impedance_ohm=backwards, load_kva=np.zeros((3, 3))))
+
+
+@pytest.mark.parametrize("name", SHIPPED_FEEDERS)
+def test_shipped_feeders_have_33_buses_and_the_nominal_load_of_baran_and_wu(name: str) -> None:
+    feeder = load_feeder(name)
+    assert len(feeder) == 33
+    assert feeder.line_to_line_kv == 12.66
+    assert feeder.bus_name == tuple(str(i) for i in range(1, 34))
+    assert feeder.load_kva.sum() == pytest.approx(3715 + 2300j)
+
+
+def test_pickled_and_copied_feeders_compute_the_same_without_compiling_again() -> None:
+    from evcs_gym.envs.grid.kernels import solve
+
+    feeder = load_feeder("synthetic33")
+    expected = power_flow(feeder, feeder.load_kva[None]).voltage_pu
+    for twin in (pickle.loads(pickle.dumps(feeder)), copy.deepcopy(feeder), load_feeder("synthetic33")):
+        assert np.array_equal(power_flow(twin, feeder.load_kva[None]).voltage_pu, expected)
+    assert len(solve.signatures) == 1  # type: ignore[attr-defined]
+
+
+def test_unknown_feeder_suggests_the_nearest() -> None:
+    with pytest.raises(ConfigError, match=r"no feeder 'synthetic3'.*did you mean 'synthetic33'"):
+        load_feeder("synthetic3")
+
+
+def write_tables(folder: Path, lines: str, loads: str) -> str:
+    (folder / "mine_lines.csv").write_text("from,to,Rself_ohm,Xself_ohm,Rmut_ohm,Xmut_ohm\n" + lines)
+    (folder / "mine_loads.csv").write_text("bus,Pa_kW,Pb_kW,Pc_kW,Qa_kvar,Qb_kvar,Qc_kvar,base_kV_LL\n" + loads)
+    return str(folder / "mine")
+
+
+LINES = "s,x,0.4,0.3,0.1,0.05\ny,x,0.4,0.3,0.1,0.05\n"
+LOADS = "s,0,0,0,0,0,0,10\nx,1,2,3,4,5,6,10\ny,1,1,1,0,0,0,10\n"
+
+
+def test_own_tables_are_read_in_any_direction(tmp_path: Path) -> None:
+    feeder = load_feeder(write_tables(tmp_path, LINES, LOADS))
+    assert feeder.bus_name == ("s", "x", "y")
+    assert feeder.parent.tolist() == [-1, 0, 1]
+    assert feeder.load_kva[1].tolist() == [1 + 4j, 2 + 5j, 3 + 6j]
+    assert feeder.impedance_ohm[2, 0].tolist() == [0.4 + 0.3j, 0.1 + 0.05j, 0.1 + 0.05j]
+
+
+@pytest.mark.parametrize(
+    ("lines", "loads", "message"),
+    [
+        (LINES + "s,y,0.4,0.3,0,0\n", LOADS, r"mine_lines.csv: .* closes a loop"),
+        (LINES + "y,z,0.4,0.3,0,0\n", LOADS, r"a branch names bus 'z', which does not exist"),
+        ("s,x,0.4,0.3,0,0\n", LOADS, r"bus 'y' is not connected to the source 's'"),
+        ("s,x,0.4,,0,0\n", LOADS, r"mine_lines.csv:2: Xself_ohm must be a finite number, got ''"),
+        (LINES.replace("0.05", "nan"), LOADS, r"mine_lines.csv:2: Xmut_ohm must be a finite number, got 'nan'"),
+        (LINES, LOADS + "y,0,0,0,0,0,0,10\n", r"mine_loads.csv: bus_name must hold 4 different names"),
+        (LINES, "", r"mine_loads.csv: the table has no rows"),
+        (LINES, LOADS.replace("6,10", "6,20"), r"mine_loads.csv: all buses must have one voltage level"),
+    ],
+)
+def test_malformed_tables_are_refused_with_file_and_line(tmp_path: Path, lines: str, loads: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        load_feeder(write_tables(tmp_path, lines, loads))
+
+
+def test_missing_table_and_column(tmp_path: Path) -> None:
+    prefix = write_tables(tmp_path, LINES, LOADS)
+    (tmp_path / "mine_lines.csv").write_text("from,to\n1,2\n")
+    with pytest.raises(DataError, match="missing columns Rself_ohm, Xself_ohm"):
+        load_feeder(prefix)
+    (tmp_path / "mine_lines.csv").unlink()
+    with pytest.raises(DataError, match="the table is missing; a feeder needs both"):
+        load_feeder(prefix)
+
+
+def test_case33bw_of_pandapower_equals_the_shipped_tables() -> None:
+    ours, theirs = load_feeder("case33bw"), Feeder.from_pandapower(pandapower.networks.case33bw())
+    assert np.array_equal(ours.parent, theirs.parent)
+    np.testing.assert_allclose(theirs.impedance_ohm, ours.impedance_ohm, rtol=1e-15)
+    np.testing.assert_allclose(theirs.load_kva, ours.load_kva, rtol=1e-14)
+    assert np.array_equal(ours.ampacity_a, theirs.ampacity_a)
+    assert ours.line_to_line_kv == theirs.line_to_line_kv
+
+
+def small_net() -> Any:
+    """The source at bus 3; lines 3-7 (2 km, two in parallel, zero sequence known) and 7-5; loads at 7 and 5."""
+    net = pandapower.create_empty_network()
+    for bus in (7, 3, 5):
+        pandapower.create_bus(net, vn_kv=10.0, index=bus)
+    pandapower.create_ext_grid(net, bus=3, vm_pu=1.02)
+    own = {"r_ohm_per_km": 0.3, "x_ohm_per_km": 0.2, "c_nf_per_km": 0.0, "max_i_ka": 0.1}
+    zero = {"r0_ohm_per_km": 0.9, "x0_ohm_per_km": 0.6, "c0_nf_per_km": 0.0}
+    pandapower.create_line_from_parameters(net, 7, 3, length_km=2.0, parallel=2, **own, **zero)
+    pandapower.create_line_from_parameters(net, 7, 5, length_km=1.0, **own)
+    pandapower.create_load(net, 7, p_mw=0.3, q_mvar=0.15, scaling=0.5)
+    pandapower.create_asymmetric_load(net, 5, p_a_mw=0.01, p_b_mw=0.02, p_c_mw=0.03, q_a_mvar=0.004)
+    return net
+
+
+def test_pandapower_lines_and_loads_by_hand() -> None:
+    feeder = Feeder.from_pandapower(small_net())
+    assert feeder.bus_name == ("3", "7", "5")
+    assert feeder.parent.tolist() == [-1, 0, 1]
+    # Z1 = .3+.2j, Z0 = 3 Z1 (two parallel lines of 2 km): self (Z0 + 2 Z1)/3 = 5/3 Z1, mutual 2/3 Z1.
+    assert feeder.impedance_ohm[1, 0, :2] == pytest.approx(np.array([5 / 3, 2 / 3]) * (0.3 + 0.2j))
+    # Without zero-sequence data the phases are uncoupled.
+    assert feeder.impedance_ohm[2, 0, :2] == pytest.approx([0.3 + 0.2j, 0])
+    assert feeder.load_kva[1] == pytest.approx([50 + 25j] * 3)
+    assert feeder.load_kva[2] == pytest.approx([10 + 4j, 20, 30])
+    assert feeder.ampacity_a.tolist() == pytest.approx([np.inf, 200.0, 100.0])
+
+
+def test_open_and_out_of_service_elements_do_not_count() -> None:
+    net = small_net()
+    loop = pandapower.create_line_from_parameters(
+        net, 3, 5, length_km=1.0, r_ohm_per_km=1.0, x_ohm_per_km=1.0, c_nf_per_km=0.0, max_i_ka=1.0
+    )
+    with pytest.raises(DataError, match="closes a loop"):
+        Feeder.from_pandapower(net)
+    pandapower.create_switch(net, bus=3, element=loop, et="l", closed=False)
+    pandapower.create_sgen(net, 5, p_mw=1.0, in_service=False)
+    pandapower.create_load(net, 5, p_mw=1.0, in_service=False)
+    feeder = Feeder.from_pandapower(net)
+    assert feeder.parent.tolist() == [-1, 0, 1]
+    assert feeder.load_kva.real.sum() == pytest.approx(210.0)
+
+
+def add_transformer(net: Any) -> None:
+    low = pandapower.create_bus(net, vn_kv=0.4)
+    pandapower.create_transformer(net, 5, low, std_type="0.4 MVA 10/0.4 kV")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "error", "message"),
+    [
+        (add_transformer, ConfigError, r"net.trafo are in service"),
+        (lambda net: pandapower.create_sgen(net, 5, p_mw=0.1), ConfigError, r"net.sgen are in service"),
+        (lambda net: pandapower.create_shunt(net, 5, q_mvar=0.1), ConfigError, r"net.shunt are in service"),
+        (lambda net: pandapower.create_ext_grid(net, 5), ConfigError, r"one external grid .* got 2"),
+        (lambda net: net.ext_grid.drop(0, inplace=True), ConfigError, r"one external grid .* got 0"),
+        (lambda net: net.ext_grid.__setitem__("bus", 99), DataError, r"external grid is at bus 99, which does not"),
+        (lambda net: pandapower.create_switch(net, 7, 5, et="b"), ConfigError, r"closed and of type 'b'"),
+        (lambda net: net.line.__setitem__("c_nf_per_km", 10.0), ConfigError, r"c_nf_per_km is not zero"),
+        (lambda net: net.line.__setitem__("to_bus", 99), DataError, r"line 0 ends at bus 99, which does not exist"),
+        (lambda net: net.load.__setitem__("bus", 99), DataError, r"net.load 0 is at bus 99, which does not exist"),
+        (lambda net: net.load.__setitem__("type", "delta"), ConfigError, r"net.load 0 is connected in delta"),
+        (lambda net: net.load.__setitem__("const_z_p_percent", 5.0), ConfigError, r"net.load 0 depends on voltage"),
+        (lambda net: net.line.__setitem__("r_ohm_per_km", np.nan), DataError, r"impedance_ohm must be finite"),
+        (lambda net: net.line.__setitem__("in_service", False), DataError, r"bus '7' is not connected"),
+        (lambda net: net.bus.__setitem__("vn_kv", [10.0, 10.0, 20.0]), DataError, r"one voltage level"),
+    ],
+)
+def test_pandapower_networks_beyond_the_model_are_refused(spoil: Any, error: type[Exception], message: str) -> None:
+    net = small_net()
+    spoil(net)
+    with pytest.raises(error, match=message):
+        Feeder.from_pandapower(net)
