@@ -1,0 +1,401 @@
+"""The command line: read the arguments, call what does the work, print.
+
+Everything heavy is imported inside the commands, so that help appears at once. With --json, stdout carries
+JSON and nothing else; progress and remarks go to stderr.
+"""
+
+import contextlib
+import importlib.metadata
+import json
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import Progress as RichProgress
+from rich.table import Table
+from rich.text import Text
+from typer.core import TyperGroup
+
+if TYPE_CHECKING:
+    from evcs_gym.baselines import Solution
+    from evcs_gym.envs import Scenario
+    from evcs_gym.training.callbacks import Progress
+
+EXIT_ERROR = 2
+EXIT_INTERRUPTED = 130
+LOOPBACK = "127.0.0.1"
+TENSORBOARD = (sys.executable, "-m", "tensorboard.main")
+STOP_S = 5.0
+"""How long TensorBoard may take to stop before it is killed."""
+
+
+class Group(TyperGroup):
+    """Commands whose expected errors end in one red line and exit code 2."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except Exception as error:
+            from evcs_gym.envs.errors import EvcsError
+
+            if ctx.params.get("debug") or not isinstance(error, EvcsError):
+                raise
+            line = " ".join(str(error).split())
+            _stderr().print(Text(f"error: {line}", style="red"), soft_wrap=True)
+            raise typer.Exit(EXIT_ERROR) from error
+
+
+app = typer.Typer(
+    cls=Group,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="EV charging: learned policies beside the proven optimum of the same days.",
+)
+
+
+class Split(StrEnum):
+    """Which days: learned on, chosen on, or judged on."""
+
+    train = "train"
+    validation = "validation"
+    test = "test"
+
+
+class SpeedTarget(StrEnum):
+    """What to time."""
+
+    fleet = "fleet"
+    power_flow = "power-flow"
+
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout and nothing else.")]
+ProblemName = Annotated[str, typer.Argument(help="What is decided, such as normal_charging.")]
+SplitName = Annotated[Split, typer.Option(help="Which days.")]
+ScenarioName = Annotated[
+    str | None,
+    typer.Option("--scenario", help="Name of a shipped scenario or path of a YAML file.", show_default="shipped"),
+]
+
+
+def main() -> None:
+    """Entry point of `evcs-gym`."""
+    app()
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"evcs-gym {importlib.metadata.version('evcs-gym')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_print_version)
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Both are handled elsewhere: the version by its callback, debug by `Group`."""
+
+
+# --- commands ----------------------------------------------------------------------------------------------
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Check versions, solvers (with a real solve), the environment, threads, disk and GPU."""
+    from evcs_gym.evaluation.doctor import diagnose
+
+    with _quiet_stdout(), _stderr().status("looking, the first time takes a while ..."):
+        diagnosis = diagnose()
+    if as_json:
+        _print_json(diagnosis.as_dict())
+    else:
+        table = Table(box=None, show_header=False)
+        for check in diagnosis.checks:
+            mark = ("ok", "green") if check.ok else ("MISSING", "red") if check.required else ("absent", "yellow")
+            table.add_row(Text(*mark), Text(check.name), Text(check.detail, overflow="fold"))
+        _stdout().print(table)
+        _stdout().print("All that is required works." if diagnosis.ok else "Something required does not work.")
+    if not diagnosis.ok:
+        raise typer.Exit(1)
+
+
+@app.command()
+def speed(target: Annotated[SpeedTarget, typer.Argument(help="What to time.")], as_json: Json = False) -> None:
+    """Time the environment or the power flow, beside the peers that are installed."""
+    from evcs_gym.evaluation import speed as timing
+
+    with _quiet_stdout(), _stderr().status("timing ..."):
+        rows = [
+            row.as_dict()
+            for row in (timing.speed_fleet() if target is SpeedTarget.fleet else timing.speed_power_flow())
+        ]
+    if as_json:
+        _print_json({"rows": rows})
+    else:
+        _stdout().print(_table_of(rows))
+
+
+@app.command()
+def solve(
+    problem: ProblemName,
+    day: Annotated[int | None, typer.Option(min=0, help="Seed of one day.", show_default="0")] = None,
+    days: Annotated[int | None, typer.Option(min=1, help="Instead of --day: the seeds 0 to K-1.")] = None,
+    split: SplitName = Split.test,
+    scenario: ScenarioName = None,
+    relative_gap: Annotated[float, typer.Option(help="Gap at which a day counts as solved.")] = 1e-3,
+    time_limit_s: Annotated[float, typer.Option(help="Longest time per day, in seconds.")] = 60.0,
+    plan: Annotated[Path | None, typer.Option(help="Store the plan of one day as .npz.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Solve days exactly, with a certificate."""
+    from evcs_gym.baselines import optimum
+    from evcs_gym.envs.errors import ConfigError
+
+    if days is not None and (day is not None or plan is not None):
+        raise ConfigError("solve: --days goes neither with --day nor with --plan, which take one day")
+    seeds = [day or 0] if days is None else list(range(days))
+    world = _load_scenario(scenario)
+    records = []
+    with _quiet_stdout(), _stderr().status("solving ...") as status:
+        for n_done, seed in enumerate(seeds):
+            status.update(f"solving day {seed} ({n_done + 1} of {len(seeds)}) ...")
+            solution = optimum(
+                world,
+                world.day(seed, split.value),
+                problem=problem,
+                relative_gap=relative_gap,
+                time_limit_s=time_limit_s,
+            )
+            records.append({"day": seed, "split": split.value, "scenario": world.name, **solution.as_dict()})
+    if plan is not None:
+        _save_plan(plan, solution)
+    if as_json:
+        _print_json(records[0] if days is None else {"solutions": records})
+    else:
+        columns = ("day", "cost_eur", "lower_bound_eur", "relative_gap", "status", "seconds")
+        _stdout().print(_table_of([{name: record[name] for name in columns} for record in records]))
+
+
+@app.command()
+def train(
+    preset: Annotated[str, typer.Argument(help="Name of a shipped preset or path of a YAML file.")],
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override one key of the preset; repeatable."),
+    ] = None,
+    seeds: Annotated[list[int] | None, typer.Option("--seed", min=0, help="Training seed; repeatable.")] = None,
+    run_dir: Annotated[
+        Path | None, typer.Option(help="Folder of the run.", show_default="runs/ and the preset's name")
+    ] = None,
+) -> None:
+    """Train a policy from a preset; a run that was interrupted goes on."""
+    from evcs_gym.training.train import train as run
+
+    folder = run_dir or Path("runs") / Path(preset).stem
+    try:
+        with _TrainingProgress(console=_stderr()) as progress:
+            folders = run(preset, settings or [], seeds or [0], folder, progress.show)
+            progress.finish()
+    except KeyboardInterrupt:
+        _stderr().print("stopped; the same command goes on from the last checkpoint")
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+    for trained in folders:
+        _stdout().print(Text(str(trained)), soft_wrap=True)
+    _stderr().print(f"curves: evcs-gym watch {folder}", soft_wrap=True)
+
+
+@app.command()
+def watch(
+    run_dir: Annotated[Path, typer.Argument(help="A run folder, or a folder of several.")],
+    port: Annotated[int, typer.Option(min=1024, max=65535)] = 6006,
+) -> None:
+    """Show training curves: TensorBoard on this machine only, until Ctrl-C."""
+    from evcs_gym.envs.errors import ConfigError
+
+    if not run_dir.is_dir():
+        raise ConfigError(f"watch: {run_dir} must be a folder with runs; train first, or check the path")
+    _check_port(port)
+    _stderr().print(f"TensorBoard for {run_dir}: http://{LOOPBACK}:{port}/ (Ctrl-C stops it)", soft_wrap=True)
+    remarks = _run_until_stopped([*TENSORBOARD, "--logdir", str(run_dir), "--host", LOOPBACK, "--port", str(port)])
+    if remarks is not None:
+        raise ConfigError(f"watch: TensorBoard stopped {remarks}; see 'evcs-gym doctor'")
+    _stderr().print("stopped")
+
+
+@app.command()
+def compare(
+    problem: ProblemName,
+    policies: Annotated[list[str], typer.Argument(metavar="POLICY...", help="A rule, 'optimum' or a run folder.")],
+    days: Annotated[int, typer.Option(min=1, help="How many days: the seeds 0 to N-1.")] = 20,
+    split: SplitName = Split.test,
+    scenario: ScenarioName = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for comparison.json, days.csv and report.html.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Put policies beside each other and the proven bound, on the same days."""
+    from evcs_gym.evaluation import benchmark
+    from evcs_gym.evaluation.records import as_json as json_of
+    from evcs_gym.evaluation.report import rich_table
+
+    options: dict[str, Any] = {"n_days": days, "split": split.value, "scenario": scenario, "out": out}
+    with _quiet_stdout(), _StageProgress(console=_stderr()) as progress:
+        comparison = benchmark.compare(problem, policies, **options, listener=progress.show)
+    if as_json:
+        typer.echo(json_of(comparison))
+    else:
+        _stdout().print(rich_table(comparison))
+    if out is not None:
+        _stderr().print(f"report: {out / 'report.html'}", soft_wrap=True)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Where everything is written.")] = Path("runs/demo"),
+) -> None:
+    """Train for a few minutes, solve test days exactly, compare, write a report."""
+    from evcs_gym.evaluation.demo import run_demo
+
+    run_demo(out)
+
+
+@app.command()
+def scenario(
+    name: Annotated[str, typer.Argument(help="Name of a shipped scenario or path of a YAML file.")],
+    as_json: Json = False,
+) -> None:
+    """Check a scenario and show it with all defaults filled in."""
+    content = _load_scenario(name).model_dump(mode="json", by_alias=True)
+    if as_json:
+        _print_json(content)
+    else:
+        import yaml
+
+        typer.echo(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), nl=False)
+
+
+# --- shared ------------------------------------------------------------------------------------------------
+
+
+def _stdout() -> Console:
+    return Console()
+
+
+def _stderr() -> Console:
+    return Console(stderr=True)
+
+
+@contextlib.contextmanager
+def _quiet_stdout() -> Iterator[None]:
+    """What libraries print while they work is a remark, not a result."""
+    with contextlib.redirect_stdout(sys.stderr):
+        yield
+
+
+def _print_json(content: dict[str, Any]) -> None:
+    typer.echo(json.dumps(content, allow_nan=False, indent=1))
+
+
+def _table_of(rows: Sequence[dict[str, Any]]) -> Table:
+    """Dictionaries with equal keys as a table; numbers with five significant digits."""
+    table = Table()
+    for name in rows[0] if rows else ():
+        number = isinstance(rows[0][name], (int, float))
+        table.add_column(Text(name), justify="right" if number else "left")
+    for row in rows:
+        cells = (f"{value:.5g}" if isinstance(value, float) else str(value) for value in row.values())
+        table.add_row(*(Text(cell) for cell in cells))
+    return table
+
+
+def _load_scenario(name: str | None) -> "Scenario":
+    from evcs_gym.envs import load_scenario
+    from evcs_gym.envs.fleet.env import DEFAULT_SCENARIO
+
+    return load_scenario(name or DEFAULT_SCENARIO)
+
+
+class _StageProgress(RichProgress):
+    """One bar that says what is being done."""
+
+    def show(self, what: str, n_done: int, n_all: int) -> None:
+        """Listener of `compare`."""
+        bar = self.tasks[0].id if self.tasks else self.add_task(what)
+        self.update(bar, description=what, completed=n_done, total=n_all)
+
+
+class _TrainingProgress(RichProgress):
+    """One bar per training seed."""
+
+    def show(self, seed: int, progress: "Progress") -> None:
+        """Listener of `train`."""
+        name = f"seed {seed}"
+        known = {task.fields["name"]: task.id for task in self.tasks}
+        bar = known[name] if name in known else self.add_task(name, total=progress.total_steps, name=name)
+        words = f"{name}: captured {progress.best_captured:.3f}, {progress.steps_per_second:,.0f} steps/s"
+        self.update(bar, completed=progress.steps, description=words)
+
+    def finish(self) -> None:
+        """The listener hears of a rollout when it begins; the last one is over when `train` returns."""
+        for task in self.tasks:
+            self.update(task.id, completed=task.total)
+
+
+def _save_plan(path: Path, solution: "Solution") -> None:
+    import numpy as np
+
+    from evcs_gym.envs.errors import DataError
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("wb") as file:
+            np.savez_compressed(file, power_kw=solution.plan.power_kw)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written ({error.strerror}); choose another path") from error
+    _stderr().print(f"plan: {path} (power_kw, slots by sessions)", soft_wrap=True)
+
+
+def _check_port(port: int) -> None:
+    from evcs_gym.envs.errors import ConfigError
+
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((LOOPBACK, port))
+        except OSError as error:
+            raise ConfigError(f"watch: port {port} is in use; choose another one with --port") from error
+
+
+def _run_until_stopped(command: Sequence[str]) -> str | None:
+    """Run a child until Ctrl-C or SIGTERM, which end it too (None), or until it ends by itself (how it did)."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    try:
+        _, remarks = child.communicate()
+        last = remarks.strip().splitlines()[-1:] or ["without a message"]
+        return f"with status {child.returncode}: {last[0]}"
+    except KeyboardInterrupt:
+        return None
+    finally:
+        _stop(child)
+        signal.signal(signal.SIGTERM, before)
+
+
+def _stop(child: "subprocess.Popen[str]") -> None:
+    """End the child: politely, then for good."""
+    child.terminate()
+    try:
+        child.wait(STOP_S)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.wait()

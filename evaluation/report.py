@@ -1,0 +1,364 @@
+"""The report of a comparison: one HTML file that needs nothing else, and the same table for the terminal."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+from rich.text import Text
+
+from evcs_gym.evaluation import figures, statistics
+from evcs_gym.evaluation.records import (
+    Comparison,
+    DayTrace,
+    PolicyResult,
+    TrainingCurve,
+    write_csv,
+    write_json,
+    write_text,
+)
+
+Curves = TrainingCurve | Mapping[str, TrainingCurve] | None
+TEMPLATE = "report.html"
+KIND_WORDS = {
+    "rule": "rule",
+    "learned": "learned",
+    "clone": "learned, warm start",
+    "optimum": "exact, knows the day",
+}
+SEEN = {
+    "train": "These are training days: learned policies may have seen them.",
+    "validation": "No policy was trained on these days, but the best checkpoints may have been chosen on them.",
+    "test": "No policy was trained or chosen on these days.",
+}
+MISSING = "–"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table, as it is printed."""
+
+    label: str
+    kind: str
+    kind_words: str
+    cost: str
+    captured: str
+    interval: str
+    gap: str
+    violations: str
+    unmet: str
+    ms: str
+    note: str
+
+
+def table_rows(comparison: Comparison) -> tuple[Row, ...]:
+    """The proven bound, then the policies from the best captured share to the worst."""
+    best_first = sorted(comparison.results, key=lambda result: -result.captured)
+    return (_bound_row(comparison), *(_row(result) for result in best_first))
+
+
+def _bound_row(comparison: Comparison) -> Row:
+    return Row(
+        label="proven bound",
+        kind="bound",
+        kind_words="no policy can be below",
+        cost=f"{np.mean(comparison.lower_bound_eur):.2f}",
+        captured="1.000",
+        interval="",
+        gap="0.000",
+        violations=MISSING,
+        unmet=MISSING,
+        ms=MISSING,
+        note=comparison.bound_label,
+    )
+
+
+def _row(result: PolicyResult) -> Row:
+    low, high = result.captured_low, result.captured_high
+    note = [result.note] if result.note else []
+    if result.relative_gap is not None:
+        note.append(f"solved to a certified gap of {100 * max(result.relative_gap):.2g} % or less")
+    return Row(
+        label=result.label,
+        kind=result.kind,
+        kind_words=_kind_words(result),
+        cost=f"{result.mean_cost_eur:.2f}",
+        captured=f"{result.captured:.3f}",
+        interval="" if low is None or high is None else f"{low:.2f} to {high:.2f}",
+        gap=f"{result.gap:.3f}",
+        violations=f"{result.mean_violations:.1f}",
+        unmet=f"{np.mean(result.unmet_kwh):.1f}",
+        ms=MISSING if result.ms_per_decision is None else f"{result.ms_per_decision:.3g}",
+        note="; ".join(note),
+    )
+
+
+def _kind_words(result: PolicyResult) -> str:
+    words = KIND_WORDS[result.kind]
+    n_seeds = len(result.cost_eur)
+    return words if n_seeds == 1 else f"{words}, {n_seeds} seeds"
+
+
+def rich_table(comparison: Comparison) -> Table:
+    """The table of the report for the terminal, 80 columns wide; unmet energy has a column where there is
+    any.
+    """
+    unmet = any(np.any(result.unmet_kwh) for result in comparison.results)
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, title_style="bold")
+    table.title, table.title_justify = Text(headline(comparison)), "left"
+    table.add_column("policy", overflow="fold")
+    names = ("EUR/day", "captured (95 %)", "gap", "viol./day", "ms/dec.", *(("unmet kWh",) if unmet else ()))
+    for name in names:
+        table.add_column(name, justify="right", no_wrap=True)
+    styles = {"bound": "dim", "learned": "bold", "clone": "bold"}
+    for row in table_rows(comparison):
+        share = row.captured + (f" ({row.interval})" if row.interval else "")
+        cells = [row.label, row.cost, share, row.gap, row.violations, row.ms]
+        cells += [row.unmet] if unmet else []
+        # Text, not str: a label such as 'ppo[3]' is not markup.
+        table.add_row(*(Text(cell) for cell in cells), style=styles.get(row.kind))
+    return table
+
+
+def headline(comparison: Comparison) -> str:
+    """What is compared, in one line."""
+    of = "" if comparison.scenario == comparison.problem else f" of {comparison.scenario}"
+    problem = comparison.problem.replace("_", " ").capitalize()
+    return f"{problem}: {_n_policies(comparison)} on {_n_days(comparison)}{of}"
+
+
+def _n_policies(comparison: Comparison) -> str:
+    n = len(comparison.results)
+    return f"{n} policy" if n == 1 else f"{n} policies"
+
+
+def _n_days(comparison: Comparison) -> str:
+    n = len(comparison.day_seeds)
+    return f"{n} {comparison.split} day" + ("" if n == 1 else "s")
+
+
+def best_learned(comparison: Comparison) -> PolicyResult | None:
+    """The learned policy with the largest captured share, None where none was compared."""
+    learned = [result for result in comparison.results if result.kind in ("learned", "clone")]
+    return max(learned, key=lambda result: result.captured, default=None)
+
+
+# --- notes -------------------------------------------------------------------------------------------------
+
+
+def honest_notes(comparison: Comparison) -> tuple[str, ...]:
+    """What a reader should know before quoting a number, worked out from the records."""
+    notes = [*_defects(comparison), *_reach_of_bound(comparison), *_reach_of_intervals(comparison)]
+    infeasible_kwh = float(np.mean(comparison.infeasible_kwh))
+    if infeasible_kwh > 0.0:
+        notes.append(
+            f"On an average day {infeasible_kwh:.1f} kWh cannot be charged by any policy, because a car leaves "
+            "too early; such cars charge in every slot and no policy is charged for the missing energy."
+        )
+    notes.append(
+        "Milliseconds per decision are wall time on the machine named below, for one decision of all charging "
+        "buses, without the power flow; the plan of an exact optimum is solved once for the whole day."
+    )
+    return (*notes, *comparison.notes)
+
+
+def _defects(comparison: Comparison) -> list[str]:
+    notes = []
+    if not comparison.complete:
+        notes.append("This comparison was interrupted or is still running: policies are missing.")
+    broken = comparison.below_bound()
+    if broken:
+        named = ", ".join(f"{label} on day {day}" for label, day in broken[:5])
+        notes.append(
+            f"DEFECT: {len(broken)} costs lie below the proven bound ({named}{', …' if len(broken) > 5 else ''}). "
+            "The bound or the cost is wrong; do not quote these results."
+        )
+    git_hash = comparison.provenance.git_hash
+    if git_hash is not None and git_hash.endswith("+changed"):
+        notes.append("The code had uncommitted changes: the commit below is not exactly what ran.")
+    return notes
+
+
+def _reach_of_bound(comparison: Comparison) -> list[str]:
+    notes = [
+        f"The bound ({comparison.bound_label}) holds for every policy, also for one that knows the whole day; "
+        "it need not be reachable, so a gap of zero may be impossible."
+    ]
+    if any(result.kind == "optimum" for result in comparison.results):
+        notes.append(
+            "The exact optimum sees arrivals before they happen. The other policies do not: part of their gap "
+            "is the price of not knowing, not of deciding badly."
+        )
+    return notes
+
+
+def _reach_of_intervals(comparison: Comparison) -> list[str]:
+    n_days = len(comparison.day_seeds)
+    if n_days < 2:
+        return ["One day has no spread: no intervals are given, and the order of the policies may be chance."]
+    notes = [
+        "Intervals are 95 % percentile bootstraps over days and training seeds, drawn together and with the "
+        "same days for every policy: two policies whose intervals overlap may still differ clearly day by day."
+    ]
+    n_seeds = {len(result.cost_eur) for result in comparison.results if result.kind in ("learned", "clone")}
+    if n_seeds and min(n_seeds) < 5:
+        notes.append(
+            f"Learned policies were trained with as few as {min(n_seeds)} seed{'s' if min(n_seeds) > 1 else ''}: "
+            "their intervals understate how much training varies."
+        )
+    return notes
+
+
+@dataclass(frozen=True)
+class CleanRow:
+    """A policy restricted to the days on which it kept all voltage limits."""
+
+    label: str
+    n_days: int
+    captured: str
+
+
+def clean_rows(comparison: Comparison) -> tuple[CleanRow, ...]:
+    """Captured share on the days without violation, for every policy; empty where nobody left the limits."""
+    if all(result.mean_violations == 0.0 for result in comparison.results):
+        return ()
+    best_first = sorted(comparison.results, key=lambda result: -result.captured)
+    return tuple(_clean_row(comparison, result) for result in best_first)
+
+
+def _clean_row(comparison: Comparison, result: PolicyResult) -> CleanRow:
+    days = list(result.clean_days)
+    naive = np.asarray(comparison.naive_cost_eur)[days]
+    bound = np.asarray(comparison.lower_bound_eur)[days]
+    if not (naive - bound).sum() > 0.0:
+        return CleanRow(result.label, len(days), MISSING)
+    share = statistics.captured_share(np.asarray(result.cost_eur)[:, days], naive, bound)
+    return CleanRow(result.label, len(days), f"{share:.3f}")
+
+
+# --- page --------------------------------------------------------------------------------------------------
+
+
+def write_report(
+    path: Path,
+    comparison: Comparison,
+    traces: Sequence[DayTrace] = (),
+    training_curve: Curves = None,
+) -> Path:
+    """Write a self-contained report.html: styles and drawings inside, no script, nothing loaded from
+    elsewhere.
+
+    Args:
+        path: of the file; replaced whole.
+        comparison: the numbers.
+        traces: days to draw, each with the policies it holds.
+        training_curve: captured share on validation days while training, of one run or of several by label.
+    """
+    return write_text(path, report_html(comparison, traces, training_curve))
+
+
+def publish(
+    folder: Path,
+    comparison: Comparison,
+    traces: Sequence[DayTrace] = (),
+    training_curve: Curves = None,
+) -> Path:
+    """Write comparison.json, days.csv and report.html into a folder; the path of the report.
+
+    Called again after every policy, it leaves the last complete state behind whenever it is interrupted.
+    """
+    write_json(folder / "comparison.json", comparison)
+    write_csv(folder / "days.csv", comparison)
+    return write_report(folder / "report.html", comparison, traces, training_curve)
+
+
+def report_html(comparison: Comparison, traces: Sequence[DayTrace] = (), training_curve: Curves = None) -> str:
+    """The page of `write_report` as text."""
+    source = resources.files("evcs_gym.evaluation").joinpath(TEMPLATE).read_text(encoding="utf-8")
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    return environment.from_string(source).render(
+        comparison=comparison,
+        headline=headline(comparison),
+        n_policies=_n_policies(comparison),
+        n_days=_n_days(comparison),
+        seen=SEEN.get(comparison.split, ""),
+        key=_key(comparison),
+        best=best_learned(comparison),
+        naive_eur=f"{np.mean(comparison.naive_cost_eur):.2f}",
+        bound_eur=f"{np.mean(comparison.lower_bound_eur):.2f}",
+        rows=table_rows(comparison),
+        clean=clean_rows(comparison),
+        notes=honest_notes(comparison),
+        provenance=_provenance(comparison),
+        **_drawings(comparison, traces, training_curve),
+    )
+
+
+def _key(comparison: Comparison) -> list[tuple[str, str]]:
+    """(colour, words) of the kinds of policies in the bar chart."""
+    shown = {result.kind for result in comparison.results}
+    return [(colour, KIND_WORDS[kind]) for kind, colour in figures.KIND_COLOUR.items() if kind in shown]
+
+
+def _drawings(comparison: Comparison, traces: Sequence[DayTrace], curve: Curves) -> dict[str, Any]:
+    """SVG text by its name in the template."""
+    captured = figures.captured_figure(comparison)
+    words = "Captured share of every policy with its interval"
+    training = None
+    if curve:
+        runs = {"": curve} if isinstance(curve, TrainingCurve) else curve
+        figure = figures.training_figure(runs)
+        training = figures.svg_text(figure, "training", "Captured share against training steps")
+    return {
+        "captured_svg": figures.svg_text(captured, "captured", words),
+        "training_svg": training,
+        "days": [_day_drawings(index, trace) for index, trace in enumerate(traces)],
+    }
+
+
+def _day_drawings(index: int, trace: DayTrace) -> dict[str, Any]:
+    title = trace.title or f"day {index + 1}"
+    words = f"Load, generation, price and charging, {title}"
+    day = figures.svg_text(figures.day_figure(trace), f"day{index}", words)
+    voltage = None
+    if trace.voltage_pu:
+        words = f"Voltage by phase and policy, {title}"
+        voltage = figures.svg_text(figures.voltage_figure(trace), f"voltage{index}", words)
+    return {"title": title, "day_svg": day, "voltage_svg": voltage}
+
+
+def _provenance(comparison: Comparison) -> list[tuple[str, str]]:
+    """Names and values of the footer."""
+    origin = comparison.provenance
+    return [
+        ("evcs-gym", origin.version),
+        ("commit", origin.git_hash or "not run from a checkout"),
+        ("configuration", origin.config_hash),
+        ("scenario", comparison.scenario),
+        ("days", f"{comparison.split}, seeds {_ranges(comparison.day_seeds)}"),
+        ("training seeds", _ranges(origin.training_seeds) or "none"),
+        ("solver", f"{origin.solver}, relative gap {origin.relative_gap:g}"),
+        ("Python", origin.python),
+        ("numpy", origin.numpy),
+        ("torch", origin.torch or "not installed"),
+        ("highspy", origin.highspy or "not installed"),
+        ("machine", origin.platform),
+        ("made", origin.timestamp),
+        ("command", origin.command),
+    ]
+
+
+def _ranges(seeds: Sequence[int]) -> str:
+    """Seeds as ranges: 0, 1, 2, 7 is '0-2, 7'."""
+    runs: list[list[int]] = []
+    for seed in sorted(set(seeds)):
+        if runs and seed == runs[-1][1] + 1:
+            runs[-1][1] = seed
+        else:
+            runs.append([seed, seed])
+    return ", ".join(f"{first}" if first == last else f"{first}-{last}" for first, last in runs)
