@@ -18,6 +18,7 @@ KWH_PER_MWH: Final = 1000.0
 V_PER_KV: Final = 1000.0
 G_PER_KG: Final = 1000.0
 S_PER_H: Final = 3600.0
+MS_PER_S: Final = 1000.0
 
 
 def eur_per_kwh(eur_per_mwh: float) -> float:

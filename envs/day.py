@@ -1,0 +1,305 @@
+"""One realisation of a scenario: exogenous series, sessions, effective limits, forecasts; and its sampler.
+
+A day is complete: nothing that a policy does changes a later exogenous event. Environments step a day, baselines
+solve the same day.
+"""
+
+import datetime
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from evcs_gym.envs.data import profile_window
+from evcs_gym.envs.errors import ConfigError, ConvergenceError, DataError
+from evcs_gym.envs.fleet.vehicles import simulate_sessions
+from evcs_gym.envs.grid import Feeder, power_flow
+from evcs_gym.envs.types import ComplexArray, FloatArray, IntArray, Sessions, frozen
+from evcs_gym.envs.units import N_SLOTS
+
+if TYPE_CHECKING:
+    from evcs_gym.envs.scenario import ForecastSpec, Scenario
+
+Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+
+N_WINDOWS = 365
+"""Noon-to-noon windows of a leap year of profiles."""
+SPLIT_PERIOD = 20
+"""Days after which the pattern of splits comes again: prime to 7, so that every split has all weekdays and seasons."""
+TEST_OFFSETS = (3, 9, 16)
+VALIDATION_OFFSETS = (6, 13)
+
+FLEET_STREAM, CALENDAR_STREAM, SESSION_STREAM, FORECAST_STREAM = 1, 2, 3, 4
+"""Streams of random numbers of a scenario: adding draws to one leaves the others as they are."""
+
+
+@dataclass(frozen=True, eq=False)
+class Forecast:
+    """What slot t knows of slot s > t: truth(s) + growth_frac[s - t] * error(s) (model.md section 0).
+
+    growth_frac: (T,), 0 at lead 0, never above 1. Errors have the shape of the series: import_eur_per_kwh (T,),
+    base_kw and dg_kw (T, C). Errors are bounded so that every forecast is physical: loads and DG not negative,
+    prices such that export + network fee < import.
+    """
+
+    growth_frac: FloatArray
+    import_eur_per_kwh: FloatArray
+    base_kw: FloatArray
+    dg_kw: FloatArray
+
+
+@dataclass(frozen=True, eq=False)
+class Day:
+    """One day of a scenario, from 12:00 to 12:00 (UTC+1).
+
+    scenario, split, seed, date: where it comes from; ``date`` is the calendar date of slot 0.
+    import_eur_per_kwh, export_eur_per_kwh: tariffs, (T,).
+    charging_bus: feeder bus of each charging bus, (C,).
+    base_kw, dg_kw: load without cars and local generation of each charging bus, (T, C).
+    load_kva: exogenous net load of the feeder, base minus DG, (T, N, P).
+    base_voltage_pu: magnitude of the power flow of ``load_kva`` alone, (T, N, P).
+    vmin_pu, vmax_pu: effective limits of model.md section 1, (T, N, P).
+    sessions: charging requests.
+    forecast: see `Forecast`. feeder, source_pu: the network and its head voltage.
+    """
+
+    scenario: str
+    split: str
+    seed: int
+    date: str
+    import_eur_per_kwh: FloatArray
+    export_eur_per_kwh: FloatArray
+    charging_bus: IntArray
+    base_kw: FloatArray
+    dg_kw: FloatArray
+    load_kva: ComplexArray
+    base_voltage_pu: FloatArray
+    vmin_pu: FloatArray
+    vmax_pu: FloatArray
+    sessions: Sessions
+    forecast: Forecast
+    feeder: Feeder
+    source_pu: float
+
+
+def split_windows(split: str) -> IntArray:
+    """Calendar windows of a split, ascending; the three splits are disjoint and cover the year.
+
+    Raises:
+        ConfigError: no such split.
+    """
+    if split not in SPLITS:
+        raise ConfigError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
+    offset = np.arange(N_WINDOWS) % SPLIT_PERIOD
+    test, validation = np.isin(offset, TEST_OFFSETS), np.isin(offset, VALIDATION_OFFSETS)
+    chosen = {"test": test, "validation": validation, "train": ~(test | validation)}[split]
+    return np.flatnonzero(chosen).astype(np.int64)
+
+
+def calendar_window(scenario_seed: int, seed: int, split: str) -> int:
+    """Calendar window of a day's seed: the split's windows in a fixed random order, again and again."""
+    windows = split_windows(split)
+    rng = np.random.default_rng([scenario_seed, CALENDAR_STREAM, SPLITS.index(split)])
+    return int(rng.permutation(windows)[seed % len(windows)])
+
+
+def sample_day(scenario: "Scenario", seed: int, split: str = "train") -> Day:
+    """The day of a seed; see `Scenario.day`."""
+    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
+        raise ConfigError(f"the seed of a day must be an integer >= 0, got {seed!r}")
+    window = calendar_window(scenario.seed, int(seed), split)
+    key = [scenario.seed, SPLITS.index(split), int(seed)]
+    date = datetime.date(scenario.profiles_spec.year, 1, 1) + datetime.timedelta(days=window)
+    series = _series(scenario, window)
+    sessions = simulate_sessions(
+        scenario.fleet,
+        scenario.travel,
+        first_date=date,
+        n_burn_in=scenario.fleet_spec.n_burn_in_days,
+        request_below_soc_frac=scenario.fleet_spec.request_below_soc_frac,
+        rng=np.random.default_rng([*key, SESSION_STREAM]),
+    )
+    forecast = _forecast(scenario, series, window, np.random.default_rng([*key, FORECAST_STREAM]))
+    return build_day(scenario, series, sessions.sessions, forecast, split=split, seed=int(seed), date=str(date))
+
+
+@dataclass(frozen=True, eq=False)
+class _Series:
+    """Exogenous series of one window."""
+
+    import_eur_per_kwh: FloatArray  # (T,)
+    export_eur_per_kwh: FloatArray  # (T,)
+    feeder_load_kva: ComplexArray  # (T, N, P) without DG
+    base_kw: FloatArray  # (T, C)
+    dg_kw: FloatArray  # (T, C)
+
+
+def _series(scenario: "Scenario", window: int) -> _Series:
+    profiles, spec = scenario.profiles, scenario.profiles_spec
+    rows = profile_window(window)
+    names = [
+        spec.load_profile_at_bus.get(bus, spec.load_profiles[row % len(spec.load_profiles)])
+        for row, bus in enumerate(scenario.feeder.bus_name)
+    ]
+    columns = [profiles.load_name.index(name) for name in names]
+    nominal = scenario.feeder.load_kva * spec.base_load_frac  # (N, P)
+    p_peak, q_peak = scenario.load_peak_frac
+    p_frac = profiles.load_p_frac[rows][:, columns] / p_peak[columns]  # (T, N)
+    q_frac = profiles.load_q_frac[rows][:, columns] / q_peak[columns]
+    load = nominal.real[None] * p_frac[:, :, None] + 1j * nominal.imag[None] * q_frac[:, :, None]
+    pv_kw = np.array([bus.pv_kw for bus in scenario.charging_buses])
+    wind_kw = np.array([bus.wind_kw for bus in scenario.charging_buses])
+    pv = profiles.pv_frac[rows, profiles.pv_name.index(spec.pv_profile)]
+    wind = profiles.wind_frac[rows, profiles.wind_name.index(spec.wind_profile)]
+    spot = profiles.price_eur_per_kwh[rows]
+    return _Series(
+        import_eur_per_kwh=spot + scenario.tariff.import_adder_eur_per_kwh,
+        export_eur_per_kwh=np.maximum(0.0, spot - scenario.tariff.export_fee_eur_per_kwh),
+        feeder_load_kva=load,
+        base_kw=load.real.sum(axis=2)[:, scenario.charging_bus],
+        dg_kw=pv[:, None] * pv_kw[None] + wind[:, None] * wind_kw[None],
+    )
+
+
+def _ar1(shape: tuple[int, ...], correlation_frac: float, rng: np.random.Generator) -> FloatArray:
+    """Stationary AR(1) of unit variance along the first axis."""
+    noise = rng.standard_normal(shape)
+    out = np.empty(shape)
+    out[0] = noise[0]
+    step = np.sqrt(1.0 - correlation_frac**2)
+    for slot in range(1, shape[0]):
+        out[slot] = correlation_frac * out[slot - 1] + step * noise[slot]
+    return out
+
+
+def _forecast(scenario: "Scenario", truth: _Series, window: int, rng: np.random.Generator) -> Forecast:
+    spec = scenario.forecast
+    lead = np.arange(N_SLOTS)
+    growth = np.zeros(N_SLOTS)
+    price, base, dg = truth.import_eur_per_kwh, truth.base_kw, truth.dg_kw
+    if spec.kind == "persistence":
+        # the day before the first window is the first window itself: there is no earlier day in the data
+        yesterday = _series(scenario, max(window - 1, 0))
+        growth = (lead > 0).astype(np.float64)
+        price, base, dg = yesterday.import_eur_per_kwh, yesterday.base_kw, yesterday.dg_kw
+    elif spec.kind == "noisy":
+        growth = np.sqrt(1.0 - spec.noise_correlation_frac ** (2 * lead))
+        price = price + _noise(price, spec, spec.noise_price_frac, rng)
+        base = base + _noise(base, spec, spec.noise_load_frac, rng)
+        dg = dg + _noise(dg, spec, spec.noise_dg_frac, rng)
+    floor = scenario.tariff.network_fee_eur_per_kwh + PRICE_MARGIN_EUR_PER_KWH
+    return Forecast(
+        growth_frac=frozen(growth),
+        import_eur_per_kwh=frozen(np.maximum(price, floor) - truth.import_eur_per_kwh),
+        base_kw=frozen(np.maximum(base, 0.0) - truth.base_kw),
+        dg_kw=frozen(np.maximum(dg, 0.0) - truth.dg_kw),
+    )
+
+
+PRICE_MARGIN_EUR_PER_KWH = 1e-4
+"""Least forecast of the import price above the network fee: then export + network fee < import for forecasts too."""
+
+
+def _noise(series: FloatArray, spec: "ForecastSpec", share_frac: float, rng: np.random.Generator) -> FloatArray:
+    scale = share_frac * np.abs(series).mean(axis=0)
+    return np.asarray(scale * _ar1(series.shape, spec.noise_correlation_frac, rng))
+
+
+def build_day(
+    scenario: "Scenario",
+    series: "_Series",
+    sessions: Sessions,
+    forecast: Forecast,
+    *,
+    split: str,
+    seed: int,
+    date: str,
+) -> Day:
+    """The complete day of given series and sessions: adds the base power flow and the effective limits."""
+    load = series.feeder_load_kva.copy()
+    load[:, scenario.charging_bus] -= series.dg_kw[:, :, None] / 3.0  # DG feeds in balanced, at unity power factor
+    spec = scenario.feeder_spec
+    flow = power_flow(scenario.feeder, load, source_pu=spec.source_pu)
+    if not flow.converged.all():
+        slot = int(np.argmin(flow.converged))
+        raise ConvergenceError(
+            f"{scenario.name}: load and DG of {date} have no power flow in slot {slot}; "
+            "lower profiles.base_load_frac or the charging buses' pv_kw and wind_kw"
+        )
+    base_voltage = np.abs(flow.voltage_pu)
+    check_sessions(sessions, len(scenario.charging_buses))
+    present = scenario.feeder.phase_present[None]
+    return Day(
+        scenario=scenario.name,
+        split=split,
+        seed=seed,
+        date=date,
+        import_eur_per_kwh=frozen(series.import_eur_per_kwh),
+        export_eur_per_kwh=frozen(series.export_eur_per_kwh),
+        charging_bus=scenario.charging_bus,
+        base_kw=frozen(series.base_kw),
+        dg_kw=frozen(series.dg_kw),
+        load_kva=frozen(load),
+        base_voltage_pu=frozen(base_voltage),
+        vmin_pu=frozen(np.where(present, np.minimum(spec.vmin_pu, base_voltage), 0.0)),
+        vmax_pu=frozen(np.where(present, np.maximum(spec.vmax_pu, base_voltage), np.inf)),
+        sessions=sessions,
+        forecast=forecast,
+        feeder=scenario.feeder,
+        source_pu=spec.source_pu,
+    )
+
+
+INTEGER_COLUMNS = ("bus", "phase", "arrival_slot", "departure_slot", "car")
+"""Columns of `Sessions` that are indices; the kernels are compiled for integers."""
+
+
+def check_sessions(sessions: Sessions, n_buses: int) -> None:
+    """Refuse sessions that no car can have: each complaint names the session.
+
+    Raises:
+        DataError: lengths differ, an index that is no integer, a value out of range, a session that leaves before it
+            arrives, an unknown bus.
+    """
+    columns = {name: np.asarray(getattr(sessions, name)) for name in sessions.__dataclass_fields__}
+    for name, values in columns.items():
+        if values.shape != (len(sessions),):
+            raise DataError(f"sessions.{name} must have shape ({len(sessions)},), got {values.shape}")
+        if name in INTEGER_COLUMNS and not np.issubdtype(values.dtype, np.integer):
+            raise DataError(f"sessions.{name} must hold integers, got {values.dtype}")
+        if not np.isfinite(values).all():
+            bad = int(np.argmin(np.isfinite(values)))
+            raise DataError(f"sessions.{name}[{bad}] must be finite, got {values[bad]}")
+    rules = [
+        (
+            "bus",
+            "must be a charging bus 0.." + str(n_buses - 1),
+            (sessions.bus >= 0) & (sessions.bus < n_buses),
+        ),
+        ("phase", "must be 0, 1, 2 or -1 (balanced)", (sessions.phase >= -1) & (sessions.phase <= 2)),
+        (
+            "arrival_slot",
+            f"must be in 0..{N_SLOTS - 1}",
+            (sessions.arrival_slot >= 0) & (sessions.arrival_slot < N_SLOTS),
+        ),
+        ("departure_slot", "must come after arrival_slot", sessions.departure_slot > sessions.arrival_slot),
+        ("departure_slot", f"must be at most {N_SLOTS}", sessions.departure_slot <= N_SLOTS),
+        ("soc0_frac", "must be in [0, 1]", (sessions.soc0_frac >= 0) & (sessions.soc0_frac <= 1)),
+        ("capacity_kwh", "must be > 0", sessions.capacity_kwh > 0),
+        ("power_kw", "must be > 0", sessions.power_kw > 0),
+        (
+            "efficiency_frac",
+            "must be in (0, 1]",
+            (sessions.efficiency_frac > 0) & (sessions.efficiency_frac <= 1),
+        ),
+    ]
+    for name, rule, holds in rules:
+        if not holds.all():
+            bad = int(np.argmin(holds))
+            raise DataError(
+                f"sessions.{name}[{bad}] {rule}, got {columns[name][bad]} (car {int(sessions.car[bad])}, "
+                f"arrival_slot {int(sessions.arrival_slot[bad])})"
+            )
+    if np.any(np.diff(sessions.bus) < 0):
+        raise DataError("sessions must be sorted by bus")

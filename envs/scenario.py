@@ -1,0 +1,291 @@
+"""YAML to a frozen ``Scenario``: the city, its tariffs, its fleet; every check on user input.
+
+A scenario is data (YAML, no code): `load_scenario` takes the name of a shipped one or a path. Unknown keys are refused
+with the nearest known one; every value has a physical range.
+"""
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import numpy as np
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
+
+from evcs_gym.envs import day as day_module
+from evcs_gym.envs.data import Profiles, load_profiles, load_travel_tables, load_vehicle_models
+from evcs_gym.envs.errors import ConfigError
+from evcs_gym.envs.fleet.needs import ChargingMode
+from evcs_gym.envs.fleet.vehicles import Fleet, TravelTables, draw_fleet
+from evcs_gym.envs.grid import Feeder, load_feeder
+from evcs_gym.envs.specs import Spec, nearest, read_yaml, shipped, validated
+from evcs_gym.envs.types import FloatArray, IntArray, frozen
+
+Frac = Annotated[float, Field(ge=0.0, le=1.0)]
+PositiveKw = Annotated[float, Field(gt=0.0, le=1e5)]
+NonNegativeKw = Annotated[float, Field(ge=0.0, le=1e5)]
+PricePerKwh = Annotated[float, Field(ge=0.0, le=10.0)]
+
+
+BusName = Annotated[str, BeforeValidator(lambda value: str(value) if isinstance(value, int) else value)]
+"""Name of a feeder bus; YAML reads 7 as a number."""
+
+
+class FeederSpec(Spec):
+    """Distribution network: a shipped feeder's name, head voltage and nominal limits."""
+
+    name: str
+    source_pu: Annotated[float, Field(ge=0.8, le=1.2)] = 1.0
+    vmin_pu: Annotated[float, Field(ge=0.5, lt=1.0)] = 0.90
+    vmax_pu: Annotated[float, Field(gt=1.0, le=1.5)] = 1.10
+
+
+class ProfilesSpec(Spec):
+    """Time series: year, peak of the base load as a share of nominal, load profile of each bus.
+
+    ``load_profiles`` go round the buses in order; ``load_profile_at_bus`` overrides single buses.
+    """
+
+    year: int = 2016
+    base_load_frac: Annotated[float, Field(ge=0.0, le=3.0)] = 0.8
+    load_profiles: Annotated[tuple[str, ...], Field(min_length=1)]
+    load_profile_at_bus: dict[BusName, str] = Field(default_factory=dict)
+    pv_profile: str
+    wind_profile: str
+
+
+class TariffSpec(Spec):
+    """Import = spot + adder, export = max(0, spot - fee), network fee of trades (all EUR/kWh)."""
+
+    import_adder_eur_per_kwh: PricePerKwh = 0.05
+    export_fee_eur_per_kwh: PricePerKwh = 0.010
+    network_fee_eur_per_kwh: PricePerKwh = 0.008
+
+
+class ForecastSpec(Spec):
+    """What is known of later slots: the truth, yesterday, or the truth with an error that grows with lead time.
+
+    ``noise_*_frac`` are standard deviations at long lead as shares of the day's mean absolute value,
+    ``noise_correlation_frac`` is the AR(1) coefficient per slot.
+    """
+
+    kind: Literal["perfect", "persistence", "noisy"] = "perfect"
+    noise_load_frac: Frac = 0.05
+    noise_dg_frac: Frac = 0.25
+    noise_price_frac: Frac = 0.15
+    noise_correlation_frac: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.95
+
+
+class ChargingBusSpec(Spec):
+    """A bus where cars charge at home: the feeder bus by name, its cars, its photovoltaics and wind."""
+
+    bus: BusName
+    n_cars: Annotated[int, Field(ge=0, le=1_000_000)]
+    pv_kw: NonNegativeKw = 0.0
+    wind_kw: NonNegativeKw = 0.0
+
+
+class FleetSpec(Spec):
+    """Statistics of the cars; the models and their registrations are shipped data."""
+
+    charger_power_kw: Annotated[tuple[PositiveKw, ...], Field(min_length=1)] = (3.7, 7.4, 11.0)
+    charger_share_frac: Annotated[tuple[Frac, ...], Field(min_length=1)] = (0.2, 0.3, 0.5)
+    consumption_min_kwh_per_km: Annotated[float, Field(gt=0.0, le=2.0)] = 0.15
+    consumption_max_kwh_per_km: Annotated[float, Field(gt=0.0, le=2.0)] = 0.22
+    efficiency_frac: Annotated[float, Field(gt=0.5, le=1.0)] = 0.92
+    worker_share_frac: Frac = 0.6
+    request_below_soc_frac: Annotated[float, Field(gt=0.3, le=1.0)] = 0.8
+    n_burn_in_days: Annotated[int, Field(ge=7, le=14)] = 10
+
+    @model_validator(mode="after")
+    def _shares(self) -> Self:
+        if len(self.charger_power_kw) != len(self.charger_share_frac):
+            raise ValueError(
+                "charger_share_frac must have one entry per charger_power_kw, got "
+                f"{len(self.charger_share_frac)} and {len(self.charger_power_kw)}"
+            )
+        if abs(sum(self.charger_share_frac) - 1.0) > 1e-9:
+            raise ValueError(f"charger_share_frac must sum to 1, got {sum(self.charger_share_frac)}")
+        if self.consumption_min_kwh_per_km > self.consumption_max_kwh_per_km:
+            raise ValueError(
+                "consumption_min_kwh_per_km must not exceed consumption_max_kwh_per_km, got "
+                f"{self.consumption_min_kwh_per_km} and {self.consumption_max_kwh_per_km}"
+            )
+        return self
+
+
+class NormalChargingSpec(Spec):
+    """The world of model.md section 9: car mode, weights of (5), price of voltage, order of disaggregation.
+
+    ``omega1_eur_per_kwh`` prices energy exchanged between a bus and the network, ``omega2`` weighs the charging cost;
+    ``as_printed`` gives the paper's form, in which omega1 multiplies both terms (omega2 is then ignored and must be 1).
+    """
+
+    mode: ChargingMode = "on_off"
+    omega1_eur_per_kwh: Annotated[float, Field(ge=0.0, le=10.0)]
+    omega2: Annotated[float, Field(ge=0.0, le=100.0)] = 1.0
+    as_printed: bool = False
+    voltage_eur_per_pu: Annotated[float, Field(ge=0.0, le=1e6)] = 100.0
+    disaggregation: Literal["laxity", "price_laxity"] = "laxity"
+
+    @model_validator(mode="after")
+    def _printed(self) -> Self:
+        if self.as_printed and self.omega2 != 1.0:
+            raise ValueError(f"omega2 must be 1 when as_printed is true (the paper has one weight), got {self.omega2}")
+        return self
+
+    @property
+    def energy_weight(self) -> float:
+        """Factor of the charging cost in (5)."""
+        return self.omega1_eur_per_kwh if self.as_printed else self.omega2
+
+
+class Scenario(Spec):
+    """A city: feeder, profiles, tariffs, fleet and the rules of its worlds. Made by `load_scenario`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, ignored_types=(cached_property,))
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
+    description: str = ""
+    seed: Annotated[int, Field(ge=0)] = 0
+    feeder_spec: Annotated[FeederSpec, Field(alias="feeder")]
+    profiles_spec: Annotated[ProfilesSpec, Field(alias="profiles")]
+    tariff: TariffSpec = TariffSpec()
+    forecast: ForecastSpec = ForecastSpec()
+    charging_buses: Annotated[tuple[ChargingBusSpec, ...], Field(min_length=1)]
+    fleet_spec: Annotated[FleetSpec, Field(alias="fleet")] = FleetSpec()
+    normal_charging: NormalChargingSpec
+
+    @cached_property
+    def feeder(self) -> Feeder:
+        """The distribution network."""
+        return load_feeder(self.feeder_spec.name)
+
+    @cached_property
+    def profiles(self) -> Profiles:
+        """Load, PV, wind and price of the scenario's year."""
+        return load_profiles(self.profiles_spec.year)
+
+    @cached_property
+    def load_peak_frac(self) -> tuple[FloatArray, FloatArray]:
+        """Largest active and reactive value of each load profile in the year: a bus peaks at its nominal load."""
+        return self.profiles.load_p_frac.max(axis=0), np.abs(self.profiles.load_q_frac).max(axis=0)
+
+    @cached_property
+    def travel(self) -> TravelTables:
+        """Travel statistics."""
+        return load_travel_tables()
+
+    @cached_property
+    def fleet(self) -> Fleet:
+        """The cars of the city: the same on every day."""
+        spec = self.fleet_spec
+        return draw_fleet(
+            n_cars_per_bus=np.array([bus.n_cars for bus in self.charging_buses], dtype=np.int64),
+            models=load_vehicle_models(),
+            charger_power_kw=np.array(spec.charger_power_kw),
+            charger_share_frac=np.array(spec.charger_share_frac),
+            consumption_kwh_per_km=(spec.consumption_min_kwh_per_km, spec.consumption_max_kwh_per_km),
+            efficiency_frac=spec.efficiency_frac,
+            worker_share_frac=spec.worker_share_frac,
+            rng=np.random.default_rng([self.seed, day_module.FLEET_STREAM]),
+        )
+
+    @cached_property
+    def charging_bus(self) -> IntArray:
+        """Feeder bus (row) of each charging bus, (C,)."""
+        index = {name: row for row, name in enumerate(self.feeder.bus_name)}
+        rows: IntArray = frozen(np.array([index[bus.bus] for bus in self.charging_buses], dtype=np.int64))
+        return rows
+
+    @cached_property
+    def installed_kw(self) -> FloatArray:
+        """Sum of the chargers of the cars that live at each charging bus, at least 1 kW, (C,)."""
+        total = np.bincount(self.fleet.bus, weights=self.fleet.charge_power_kw, minlength=len(self.charging_buses))
+        at_least_one: FloatArray = frozen(np.maximum(total, 1.0))
+        return at_least_one
+
+    def day(self, seed: int, split: str = "train") -> "day_module.Day":
+        """The day that this seed draws from the split's calendar days; the same on every machine.
+
+        Args:
+            seed: 0, 1, 2, ...; consecutive seeds go through all calendar days of the split before one comes again.
+            split: "train", "validation" or "test" (disjoint calendar days).
+
+        Raises:
+            ConfigError: unknown split or negative seed.
+        """
+        return day_module.sample_day(self, seed, split)
+
+    def days(self, seeds: Sequence[int], split: str = "train") -> "list[day_module.Day]":
+        """The days of several seeds, in their order."""
+        return [self.day(seed, split) for seed in seeds]
+
+
+def shipped_scenarios() -> list[str]:
+    """Names of the scenarios that come with the package."""
+    return shipped("scenarios")
+
+
+def load_scenario(name_or_path: str | Path) -> Scenario:
+    """The scenario of a shipped name or of a YAML file.
+
+    Raises:
+        ConfigError: missing file, no YAML, unknown key, value out of range, a bus that does not exist, tariffs that
+            break export + network fee < import.
+        DataError: a data file that the scenario names is missing or broken.
+    """
+    source, content = read_yaml("scenarios", name_or_path)
+    return scenario_from_dict(content, source)
+
+
+def scenario_from_dict(content: dict[str, Any], source: str = "scenario") -> Scenario:
+    """The scenario of a dictionary with the keys of the YAML files; ``source`` names it in messages."""
+    scenario = validated(Scenario, content, source)
+    _check_buses(scenario, source)
+    _check_profiles(scenario, source)
+    return scenario
+
+
+def _check_buses(scenario: Scenario, source: str) -> None:
+    names = scenario.feeder.bus_name
+    seen: set[str] = set()
+    for position, spec in enumerate(scenario.charging_buses):
+        where = f"{source}: charging_buses.{position}.bus"
+        if spec.bus not in names:
+            raise ConfigError(
+                f"{where} must be a bus of feeder {scenario.feeder.name!r} ({names[0]}..{names[-1]}), got {spec.bus!r}"
+            )
+        if spec.bus == names[0]:
+            raise ConfigError(f"{where} must not be the source bus, got {spec.bus!r}")
+        if spec.bus in seen:
+            raise ConfigError(f"{where} must not come twice, got {spec.bus!r}")
+        seen.add(spec.bus)
+    for bus in scenario.profiles_spec.load_profile_at_bus:
+        if bus not in names:
+            raise ConfigError(f"{source}: profiles.load_profile_at_bus.{bus} must be a bus of the feeder")
+
+
+def _check_profiles(scenario: Scenario, source: str) -> None:
+    profiles, spec, tariff = scenario.profiles, scenario.profiles_spec, scenario.tariff
+    wanted = [("load_profiles", name, profiles.load_name) for name in spec.load_profiles]
+    wanted += [("load_profile_at_bus", name, profiles.load_name) for name in spec.load_profile_at_bus.values()]
+    wanted += [("pv_profile", spec.pv_profile, profiles.pv_name)]
+    wanted += [("wind_profile", spec.wind_profile, profiles.wind_name)]
+    for key, name, known in wanted:
+        if name not in known:
+            raise ConfigError(f"{source}: profiles.{key}: there is no profile {name!r}{nearest(name, known)}")
+    spot = profiles.price_eur_per_kwh
+    margin = (
+        spot
+        + tariff.import_adder_eur_per_kwh
+        - np.maximum(0.0, spot - tariff.export_fee_eur_per_kwh)
+        - tariff.network_fee_eur_per_kwh
+    )
+    if margin.min() <= 0.0:
+        hour = int(np.argmin(margin))
+        raise ConfigError(
+            f"{source}: tariff: export + network fee must stay below import in every hour of {spec.year}, "
+            f"but half-hour {hour} has spot {spot[hour]:.4f} EUR/kWh and margin {margin[hour]:.4f}; "
+            "raise import_adder_eur_per_kwh or take another year"
+        )
