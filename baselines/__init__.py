@@ -5,3 +5,10 @@ if __name__ != "evcs_gym.baselines":
         f"this folder is the package evcs_gym.baselines, but it was imported as {__name__!r}: "
         "install the project (pip install -e .) and write 'import evcs_gym.baselines'"
     )
+
+from evcs_gym.baselines.certificate import Certificate, Solution
+from evcs_gym.baselines.optimum import optimum
+from evcs_gym.baselines.policy import Policy
+from evcs_gym.baselines.registry import RULES, make_rule
+
+__all__ = ["RULES", "Certificate", "Policy", "Solution", "make_rule", "optimum"]

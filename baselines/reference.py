@@ -1,0 +1,101 @@
+"""What 0 and 1 mean on given days: the naive rule's cost and the proven bound, kept on disk once they are known."""
+
+import hashlib
+import json
+import os
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from evcs_gym.baselines.registry import NAIVE_RULE, make_rule
+from evcs_gym.baselines.score import rollout
+from evcs_gym.envs.fleet.normal import make_world
+from evcs_gym.envs.fleet.pool import cache_folder, sources_digest
+from evcs_gym.envs.types import FloatArray
+
+if TYPE_CHECKING:
+    from evcs_gym.envs.scenario import Scenario
+
+BOUND_TIME_LIMIT_S = 120.0
+
+
+@dataclass(frozen=True, eq=False)
+class References:
+    """Naive cost and proven lower bound of each day, (D,) EUR."""
+
+    naive_cost_eur: FloatArray
+    lower_bound_eur: FloatArray
+
+
+def _file(scenario: "Scenario", split: str) -> Path:
+    text = f"{scenario.model_dump_json(by_alias=True)}|{split}|{sources_digest()}|{_baselines_digest()}"
+    return cache_folder() / f"reference-{scenario.name}-{split}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
+
+
+def _baselines_digest() -> str:
+    folder = Path(__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _read(path: Path) -> dict[int, float]:
+    try:
+        return {int(seed): float(bound) for seed, bound in json.loads(path.read_text(encoding="utf-8")).items()}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, AttributeError) as error:
+        warnings.warn(f"{path}: cannot be read ({error}); bounds are solved anew", stacklevel=3)
+        return {}
+
+
+def _write(path: Path, bounds: dict[int, float]) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".json")
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            json.dump(bounds, file)
+        os.replace(temporary, path)
+    except OSError as error:
+        warnings.warn(f"{path}: cannot be written ({error}); bounds will be solved again next time", stacklevel=3)
+
+
+def lower_bound_eur(scenario: "Scenario", seed: int, split: str) -> float:
+    """The proven bound of a day: no policy of the environment costs less (model.md section 9, *bound*)."""
+    from evcs_gym.baselines.normal_charging import Budget, solve_programme
+    from evcs_gym.baselines.problems.normal_charging import check_data, problem_of
+
+    problem = problem_of(scenario, scenario.day(seed, split), "modulated")
+    check_data(problem)
+    return solve_programme(problem, None, 0.0, Budget(time.monotonic(), BOUND_TIME_LIMIT_S)).bound_eur
+
+
+def references(
+    scenario: "Scenario",
+    split: str,
+    seeds: Sequence[int],
+    progress: Callable[[int, int], None] = lambda _done, _all: None,
+) -> References:
+    """References of the days of a split; solved bounds are stored after each day, so an interruption loses one.
+
+    Args:
+        progress: called with (days done, days in all).
+    """
+    path = _file(scenario, split)
+    bounds = _read(path)
+    seeds = [int(seed) for seed in seeds]  # numpy's integers are no JSON keys
+    for number, seed in enumerate(seeds):
+        if seed not in bounds:
+            bounds[seed] = lower_bound_eur(scenario, seed, split)
+            _write(path, bounds)
+        progress(number + 1, len(seeds))
+    world = make_world(scenario, scenario.days(seeds, split))
+    naive = rollout(world, make_rule(NAIVE_RULE)).cost_eur
+    return References(naive, np.array([bounds[seed] for seed in seeds]))

@@ -1,0 +1,118 @@
+"""Play a policy on days, all at once, and record what it cost in true EUR."""
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from evcs_gym.baselines.policy import Policy
+from evcs_gym.envs.errors import DataError
+from evcs_gym.envs.fleet import normal
+from evcs_gym.envs.types import BoolArray, ComplexArray, FloatArray, IntArray
+from evcs_gym.envs.units import MS_PER_S, N_SLOTS
+
+TIMED_DECISIONS = 48
+"""Decisions that are timed, one environment at a time, after the batch has warmed the policy up."""
+
+
+@dataclass(frozen=True, eq=False)
+class Rollout:
+    """A policy on D days. cost_eur = gap_eur + energy_eur + voltage_eur, each (D,).
+
+    violation_pu (D,), n_violations (D,): voltages outside the effective limits, summed over slots, buses and phases.
+    n_collapsed (D,): slots without a power flow. infeasible_kwh (D,): what stays were too short for; unmet_kwh (D,):
+    what could have been charged and was not.
+    bus_power_kw (D, T, C). voltage_pu (D, T, N, P) complex, None unless asked for.
+    """
+
+    cost_eur: FloatArray
+    gap_eur: FloatArray
+    energy_eur: FloatArray
+    voltage_eur: FloatArray
+    violation_pu: FloatArray
+    n_violations: IntArray
+    n_collapsed: IntArray
+    infeasible_kwh: FloatArray
+    unmet_kwh: FloatArray
+    bus_power_kw: FloatArray
+    voltage_pu: ComplexArray | None = None
+
+
+class _Stage:
+    """Days in play: what a rule attaches to."""
+
+    def __init__(self, world: normal.World, day: IntArray) -> None:
+        self.world = world
+        self.state = normal.initial_state(world, day)
+
+    def view(self) -> normal.View:
+        return normal.view(self.world, self.state)
+
+
+def _attach(policy: Policy, stage: _Stage) -> None:
+    attach: Any = getattr(policy, "attach", None)
+    if attach is not None:
+        attach(stage)
+
+
+def _checked(action: np.ndarray, shape: tuple[int, ...]) -> FloatArray:
+    values = np.asarray(action, dtype=np.float64)
+    if values.shape != shape or not np.isfinite(values).all():
+        raise DataError(f"the policy must give finite actions of shape {shape}, got shape {values.shape}")
+    return np.clip(values, -1.0, 1.0)  # as Stable-Baselines3 does with a Gaussian policy
+
+
+def rollout(world: normal.World, policy: Policy, keep_voltage: bool = False) -> Rollout:
+    """Play every day of the world once, deterministically.
+
+    Raises:
+        DataError: the policy gives actions of the wrong shape or NaN.
+    """
+    stage = _Stage(world, np.arange(world.n_days))
+    _attach(policy, stage)
+    start = np.ones(world.n_days, dtype=np.bool_)
+    recurrent: tuple[np.ndarray, ...] | None = None
+    outcomes = []
+    for slot in range(N_SLOTS):
+        observation = normal.observe(world, stage.state)
+        action, recurrent = policy.predict(observation, recurrent, start & (slot == 0), deterministic=True)
+        power = normal.dispatch(world, stage.state, _checked(action, (world.n_days, world.n_buses)))
+        stage.state, outcome = normal.step(world, stage.state, power)
+        outcomes.append(outcome)
+    return _collect(world, outcomes, stage.state.remaining_kwh.sum(axis=1), keep_voltage)
+
+
+def _collect(world: normal.World, outcomes: list[normal.Outcome], unmet_kwh: FloatArray, keep_voltage: bool) -> Rollout:
+    def total(name: str) -> Any:
+        return sum(getattr(outcome, name) for outcome in outcomes)
+
+    terms = {name: total(name).sum(axis=1) for name in ("gap_eur", "energy_eur", "voltage_eur")}
+    collapsed: BoolArray = np.stack([~outcome.converged for outcome in outcomes])
+    return Rollout(
+        cost_eur=terms["gap_eur"] + terms["energy_eur"] + terms["voltage_eur"],
+        **terms,
+        violation_pu=total("violation_pu"),
+        n_violations=total("n_violations"),
+        n_collapsed=collapsed.sum(axis=0),
+        infeasible_kwh=world.infeasible_kwh.sum(axis=1),
+        unmet_kwh=unmet_kwh,
+        bus_power_kw=np.stack([outcome.bus_power_kw for outcome in outcomes], axis=1),
+        voltage_pu=np.stack([outcome.voltage_pu for outcome in outcomes], axis=1) if keep_voltage else None,
+    )
+
+
+def ms_per_decision(world: normal.World, policy: Policy) -> float:
+    """Median milliseconds of one decision of one environment: its view and the policy, not the environment's step."""
+    stage = _Stage(world, np.zeros(1, dtype=np.int64))
+    _attach(policy, stage)
+    seconds = []
+    recurrent: tuple[np.ndarray, ...] | None = None
+    for slot in range(TIMED_DECISIONS):
+        observation = normal.observe(world, stage.state)
+        begin = time.perf_counter()
+        action, recurrent = policy.predict(observation, recurrent, np.array([slot == 0]), deterministic=True)
+        seconds.append(time.perf_counter() - begin)
+        power = normal.dispatch(world, stage.state, _checked(action, (1, world.n_buses)))
+        stage.state, _ = normal.step(world, stage.state, power)
+    return float(np.median(seconds)) * MS_PER_S
