@@ -25,7 +25,8 @@ MAX_MOVES_PER_CAR = 20
 MAX_CARS_TO_SWAP = 64
 """Swaps look at all pairs of cars; with more cars, single moves already leave next to nothing."""
 KICKED_CARS = 4
-MAX_KICKS = 2000
+KICKS_PER_CAR, MAX_KICKS = 12, 2000
+"""With few cars the exact search is quick and kicks find little."""
 MAX_PASSES = 4
 """Passes over the buses: voltage rows couple them."""
 
@@ -54,14 +55,14 @@ def kicked(
     """A plan (T, S) at least as cheap, by iterated local search.
 
     Again and again a few cars of one bus, drawn with a fixed seed, are moved at random and the bus is searched anew;
-    what is not cheaper is undone. Ends at ``target_eur``, after ``MAX_KICKS`` or after ``seconds``.
+    what is not cheaper is undone. Ends at ``target_eur``, after so many kicks or after ``seconds``.
     """
     rng, end = np.random.default_rng(0), time.monotonic() + seconds
     plan_kw, rows = power_kw.copy(), None if rows is None or not len(rows.slot) else rows
     best_eur = _programme_eur(problem, plan_kw, rows)
     movable = problem.n_slots < problem.departure_slot - problem.arrival_slot
     buses = [np.flatnonzero((problem.bus == bus) & (problem.n_slots > 0)) for bus in np.unique(problem.bus[movable])]
-    for _ in range(MAX_KICKS if buses else 0):
+    for _ in range(min(MAX_KICKS, KICKS_PER_CAR * problem.n_sessions) if buses else 0):
         if best_eur <= target_eur or time.monotonic() > end:
             break
         cars = buses[int(rng.integers(len(buses)))]

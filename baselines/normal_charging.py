@@ -2,10 +2,11 @@
 
 1. *Bound*: the LP of ``modulated`` without network. Every policy of either mode obeys it.
 2. *Plan without network*: the programme of the scenario's own mode. It falls apart into buses. For each, the LP
-   relaxation; then a MILP in which only the fractional columns are free; then, where the gap is still too large, a MILP
-   in which all columns are free that the reduced costs do not rule out: its bound is that of the full programme.
+   relaxation; a MILP in which only the fractional columns are free; the local search; then, where the gap is still too
+   large, a MILP in which all columns are free that the reduced costs do not rule out: its bound is that of the whole.
 3. *Network*: the exact power flow of the plan; where it breaks limits, linear voltage rows with a priced slack are
-   added and the programme is solved again, until no new row is needed. The exact power flow prices the plan.
+   added and the programme is solved again, until no new row is needed. The rows couple the buses; with the rows at
+   their dual prices it falls apart again, which gives a bound and a start. The exact power flow prices the plan.
 """
 
 import time
@@ -63,6 +64,8 @@ VIOLATION_PU = 1e-6
 MAX_ROUNDS = 20
 KICK_SHARE_FRAC = 0.3
 """Share of the time left that the iterated local search may take before the MILP with all rows."""
+WORTH_JUDGING_FRAC = 0.1
+"""A plan of an earlier round is taken if it saves more than this share of the gap asked for: judging it is a solve."""
 MAX_CORRECTIONS = 3
 """Times that all rows are made exact at the latest plan, where their error is worth more than the gap asked for."""
 LEAST_GAP = 1e-4
@@ -417,6 +420,9 @@ def with_network(problem: NormalProblem, network: NetworkProblem, free: Answer, 
             if rows is last.rows and rows is not None and not settled:
                 rows, n_corrections = corrected(network, gain, rows, flow), n_corrections + 1
     best = min(candidates, key=lambda found: _true_cost(problem, network, found))
+    worth_eur = WORTH_JUDGING_FRAC * gap * max(1.0, abs(last.answer.cost_eur))
+    if last in candidates and _true_cost(problem, network, best) >= _true_cost(problem, network, last) - worth_eur:
+        best = last
     if best is not last:
         best = _judged(problem, network, gain, best, last, gap, budget)
     return replace(best, n_rounds=n_rounds)

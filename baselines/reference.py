@@ -49,7 +49,7 @@ def _baselines_digest() -> str:
 def _read(path: Path) -> dict[int, float]:
     try:
         return {int(seed): float(bound) for seed, bound in json.loads(path.read_text(encoding="utf-8")).items()}
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return {}
     except (OSError, ValueError, AttributeError) as error:
         warnings.warn(f"{path}: cannot be read ({error}); bounds are solved anew", stacklevel=3)
