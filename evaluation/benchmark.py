@@ -1,6 +1,8 @@
 """Compare policies with each other and with the proven optimum, on the same days."""
 
-from collections.abc import Callable, Sequence
+import difflib
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,9 +33,9 @@ from evcs_gym.evaluation.records import (
 )
 from evcs_gym.evaluation.report import write_report
 from evcs_gym.training.callbacks import PROGRESS_FILE
-from evcs_gym.training.checkpoint import RUN_FILE, read_run
+from evcs_gym.training.checkpoint import RUN_FILE, RunInfo, read_run
 from evcs_gym.training.provenance import config_hash
-from evcs_gym.training.train import load_policy
+from evcs_gym.training.train import load_policy, one_thread
 
 if TYPE_CHECKING:
     from evcs_gym.baselines.certificate import Solution
@@ -68,6 +70,15 @@ class Contest:
         return np.array([solution.lower_bound_eur for solution in self.solutions])
 
 
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A learned policy: its folders, records and policies, one of each per training seed."""
+
+    folders: list[Path]
+    records: list[RunInfo]
+    policies: list[Policy]
+
+
 @dataclass
 class Played:
     """What one policy did: its result and, for the figures, its first day."""
@@ -83,7 +94,7 @@ def _seed_folders(path: Path) -> list[Path]:
     if (path / RUN_FILE).is_file():
         return [path]
     children = sorted(
-        (child for child in path.glob("seed-*") if (child / RUN_FILE).is_file()),
+        (c for c in path.glob("seed-*") if c.name.removeprefix("seed-").isdecimal() and (c / RUN_FILE).is_file()),
         key=lambda child: int(child.name.removeprefix("seed-")),
     )
     if not children:
@@ -109,13 +120,32 @@ def check_policies(policies: Sequence[str]) -> None:
         elif "/" in name or "\\" in name:
             read_run(Path(name))
         else:
-            make_rule(name)
+            known = (*RULES, OPTIMUM, OPEN_LOOP)
+            close = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise ConfigError(f"there is no policy {name!r}{hint} (known: {', '.join(known)}, or give a run folder)")
+
+
+def load_runs(policies: Sequence[str], scenario: Scenario) -> dict[str, Run]:
+    """The learned ones among the policies, ready to play.
+
+    Raises:
+        ConfigError: a run folder without a model, or one that does not fit the scenario. DataError: a broken file.
+    """
+    runs = {}
+    for name in policies:
+        if name not in RULES and name not in (OPTIMUM, OPEN_LOOP):
+            folders = _seed_folders(Path(name))
+            runs[name] = Run(folders, [read_run(f) for f in folders], [load_policy(f, scenario) for f in folders])
+    return runs
 
 
 def prepare(scenario: Scenario, n_days: int, split: str, relative_gap: float, listener: Listener) -> Contest:
     """Draw the days 0 .. n_days - 1 of a split and solve each exactly."""
     from evcs_gym.baselines import optimum
 
+    if n_days < 1:
+        raise ConfigError(f"a comparison needs at least one day, got {n_days}")
     seeds = tuple(range(n_days))
     days = scenario.days(seeds, split)
     solutions = []
@@ -186,32 +216,31 @@ def _play_optimum(contest: Contest) -> Played:
     return Played(result, shown.bus_power_kw.sum(axis=1), np.abs(shown.voltage_pu))
 
 
-def _play_run(contest: Contest, path: Path) -> Played:
-    folders = _seed_folders(path)
-    runs = [read_run(folder) for folder in folders]
-    policies = [load_policy(folder, contest.scenario) for folder in folders]
-    cloned = any(run.kind != "learned" for run in runs)
-    unfinished = any(not run.finished for run in runs)
+def _play_run(contest: Contest, name: str, run: Run) -> Played:
+    cloned = any(record.kind != "learned" for record in run.records)
+    seconds = np.mean([record.seconds for record in run.records])
+    how = "cloned from a plan that knows the whole day, then learned" if cloned else "learned"
+    finished = all(record.finished for record in run.records)
     result = _scored(
         contest,
-        str(path),
+        name,
         "clone" if cloned else "learned",
-        [rollout(contest.world, policy) for policy in policies],
-        training_seeds=tuple(run.seed for run in runs),
-        ms_per_decision=ms_per_decision(contest.world, policies[0]),
-        note="training is not finished" if unfinished else f"trained in {np.mean([r.seconds for r in runs]):.0f} s",
+        [rollout(contest.world, policy) for policy in run.policies],
+        training_seeds=tuple(record.seed for record in run.records),
+        ms_per_decision=ms_per_decision(contest.world, run.policies[0]),
+        note=f"{how}, {seconds:.0f} s of training" if finished else f"{how}; training is not finished",
     )
-    files = [folder / PROGRESS_FILE for folder in folders if (folder / PROGRESS_FILE).is_file()]
-    return Played(result, *_first_day(contest, policies[0]), read_training_curve(*files) if files else None)
+    files = [folder / PROGRESS_FILE for folder in run.folders if (folder / PROGRESS_FILE).is_file()]
+    return Played(result, *_first_day(contest, run.policies[0]), read_training_curve(*files) if files else None)
 
 
-def play(contest: Contest, name: str) -> Played:
-    """Play one policy on all days of the contest."""
+def play(contest: Contest, name: str, runs: Mapping[str, Run]) -> Played:
+    """Play one policy on all days of the contest; ``runs`` holds the learned ones."""
     if name == OPTIMUM:
         return _play_optimum(contest)
     if name == OPEN_LOOP:
         return _play_open_loop(contest)
-    return _play_rule(contest, name) if name in RULES else _play_run(contest, Path(name))
+    return _play_rule(contest, name) if name in RULES else _play_run(contest, name, runs[name])
 
 
 def _trace(contest: Contest, played: Sequence[Played]) -> DayTrace:
@@ -233,6 +262,9 @@ def _trace(contest: Contest, played: Sequence[Played]) -> DayTrace:
 def _store(out: Path, comparison: Comparison, contest: Contest, played: Sequence[Played]) -> None:
     write_json(out / "comparison.json", comparison)
     write_csv(out / "days.csv", comparison)
+    if not comparison.complete:
+        (out / "report.html").unlink(missing_ok=True)  # an older one would not belong to the numbers beside it
+        return
     curves = {p.result.label: p.curve for p in played if p.curve is not None}
     shown = sorted(played, key=lambda p: -p.result.captured)[:N_DRAWN]
     write_report(out / "report.html", comparison, [_trace(contest, shown)], curves or None)
@@ -253,22 +285,25 @@ def compare(
     Args:
         policies: names of rules, "optimum", "open_loop_optimum", or run folders (of one seed or of several).
         n_days: the seeds 0 .. n_days - 1 of the split.
-        out: folder for comparison.json, days.csv and report.html, written after each policy.
+        out: folder for comparison.json and days.csv, written after each policy, and report.html, written at the end.
         relative_gap: asked of the exact optimum.
 
     Raises:
-        ConfigError: an unknown problem or policy, or a run folder without a model. SolverError: no solver.
+        ConfigError: an unknown problem, policy or split, no day, or a run folder without a model; before anything is
+            solved. DataError: a broken run folder, or an ``out`` that cannot be written. SolverError: no solver.
     """
     if problem != "normal_charging":
         raise ConfigError(f"problem must be normal_charging, got {problem!r}")
     check_policies(policies)
     world = scenario if isinstance(scenario, Scenario) else load_scenario(scenario or DEFAULT_SCENARIO)
+    runs = load_runs(policies, world)
     contest = prepare(world, n_days, split, relative_gap, listener)
-    comparison = _empty(problem, contest, relative_gap)
+    comparison = _empty(problem, contest, relative_gap, runs)
     played: list[Played] = []
     for number, name in enumerate(policies):
         listener(f"playing {name}", number, len(policies))
-        played.append(play(contest, name))
+        with one_thread():
+            played.append(play(contest, name, runs))
         comparison = comparison.with_result(played[-1].result, complete=number + 1 == len(policies))
         if out is not None:
             _store(out, comparison, contest, played)
@@ -276,8 +311,10 @@ def compare(
     return comparison
 
 
-def _empty(problem: str, contest: Contest, relative_gap: float) -> Comparison:
+def _empty(problem: str, contest: Contest, relative_gap: float, runs: Mapping[str, Run]) -> Comparison:
     certificate = contest.solutions[0].certificate
+    records = [record for run in runs.values() for record in run.records]
+    presets = json.dumps([record.preset for record in records], sort_keys=True)
     return Comparison(
         problem=problem,
         scenario=contest.scenario.name,
@@ -290,8 +327,8 @@ def _empty(problem: str, contest: Contest, relative_gap: float) -> Comparison:
         infeasible_kwh=tuple(contest.world.infeasible_kwh.sum(axis=1).tolist()),
         results=(),
         provenance=collect_provenance(
-            config_hash=config_hash(contest.scenario.model_dump_json(by_alias=True)),
-            training_seeds=(),
+            config_hash=config_hash(contest.scenario.model_dump_json(by_alias=True) + presets),
+            training_seeds=sorted({record.seed for record in records}),
             solver=f"{certificate.solver} {certificate.solver_version}",
             relative_gap=relative_gap,
         ),

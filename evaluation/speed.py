@@ -1,7 +1,11 @@
 """How fast the environments are, beside what others offer for the same work, measured on the machine at hand."""
 
 import logging
+import os
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -12,7 +16,7 @@ import numpy as np
 from evcs_gym.envs.errors import ConfigError
 from evcs_gym.envs.grid import Feeder, load_feeder, power_flow
 from evcs_gym.envs.types import ComplexArray
-from evcs_gym.envs.units import KW_PER_MW, V_PER_KV
+from evcs_gym.envs.units import KW_PER_MW, N_SLOTS, V_PER_KV
 
 _LOG: Final = logging.getLogger(__name__)
 _STIFF_SOURCE_MVA: Final = 1e12
@@ -220,3 +224,137 @@ def pandapower_net(feeder: Feeder, load_kva: ComplexArray, source_pu: float = 1.
         r0x0_max=0.1,
     )
     return net
+
+
+# environments
+
+SPEED_FLEET_CARS = 200
+"""Cars of the city that the environment is timed on, spread over its charging buses."""
+
+
+def speed_fleet(batches: Sequence[int] = (32, 256, 1024), min_seconds: float = 1.0) -> list[SpeedRow]:
+    """Steps per second of normal charging, random actions, with the full observation and a power flow every step.
+
+    Cases: a city of 200 cars and the shipped one; ``gymnasium.make`` (batch 1), ``gymnasium.make_vec`` in one process,
+    and the SB3 environment with rows of buses, whose items are row steps. Then the time of a reset from the pool, of
+    the import, and of the first step after it with a cold and a warm numba cache, each in a fresh process.
+    """
+    import gymnasium as gym
+
+    from evcs_gym.envs.fleet.env import DEFAULT_SCENARIO, NormalChargingEnv
+    from evcs_gym.envs.scenario import load_scenario
+
+    shipped = load_scenario(DEFAULT_SCENARIO)
+    rows: list[SpeedRow] = []
+    for label, scenario in ((f"{SPEED_FLEET_CARS} cars", _city_of(SPEED_FLEET_CARS)), ("shipped city", shipped)):
+        n_buses = len(scenario.feeder)
+        options: dict[str, Any] = {"scenario": scenario, "pool_days": 32}
+        env = gym.make("evcs/NormalCharging-v0", **options)
+        rows.append(_steps_row(f"{label}, gymnasium.make", n_buses, 1, _single_day(env), min_seconds))
+        for batch in batches:
+            call = _vector_day(gym.make_vec("evcs/NormalCharging-v0", num_envs=batch, **options))
+            rows.append(_steps_row(f"{label}, gymnasium.make_vec", n_buses, batch, call, min_seconds))
+        rows.append(_sb3_row(label, scenario, min_seconds))
+    plain = NormalChargingEnv(shipped, pool_days=32)
+    rows.append(_call_row("reset from the pool", len(shipped.feeder), median_seconds(plain.reset, min_seconds)))
+    return rows + _start_rows(len(shipped.feeder))
+
+
+def _city_of(n_cars: int) -> Any:
+    from evcs_gym.envs.fleet.env import DEFAULT_SCENARIO
+    from evcs_gym.envs.scenario import scenario_from_dict
+    from evcs_gym.envs.specs import read_yaml
+
+    source, content = read_yaml("scenarios", DEFAULT_SCENARIO)
+    places = content["charging_buses"]
+    for number, place in enumerate(places):
+        place["n_cars"] = n_cars * (number + 1) // len(places) - n_cars * number // len(places)
+    return scenario_from_dict(content, source)
+
+
+def _single_day(env: Any) -> Callable[[], object]:
+    """A whole day of one environment: 48 steps and a reset."""
+    actions = np.random.default_rng(0).uniform(-1.0, 1.0, (N_SLOTS, *env.action_space.shape)).astype(np.float32)
+
+    def play() -> None:
+        env.reset()
+        for action in actions:
+            env.step(action)
+
+    return play
+
+
+def _vector_day(env: Any) -> Callable[[], object]:
+    """A whole day of a vector environment."""
+    actions = np.random.default_rng(0).uniform(-1.0, 1.0, (N_SLOTS, *env.action_space.shape)).astype(np.float32)
+    env.reset(seed=0)
+
+    def play() -> None:
+        for action in actions:
+            env.step(action)
+
+    return play
+
+
+def _sb3_row(label: str, scenario: Any, min_seconds: float, n_envs: int = 256) -> SpeedRow:
+    from evcs_gym.envs.fleet.pool import load_pool
+    from evcs_gym.training.vec_env import NormalChargingVecEnv
+
+    env = NormalChargingVecEnv(load_pool(scenario, "train", 32), n_envs)
+    case = f"{label}, SB3 rows of buses"
+    return _steps_row(case, len(scenario.feeder), env.num_envs, _rows_day(env), min_seconds)
+
+
+def _rows_day(env: Any) -> Callable[[], object]:
+    actions = np.random.default_rng(0).uniform(-1.0, 1.0, (N_SLOTS, env.num_envs, 1))
+    env.reset()
+
+    def play() -> None:
+        for action in actions:
+            env.step(action)
+
+    return play
+
+
+def _steps_row(case: str, n_buses: int, batch: int, play: Callable[[], object], min_seconds: float) -> SpeedRow:
+    seconds = median_seconds(play, min_seconds, min_calls=3) / (N_SLOTS * batch)
+    return SpeedRow("evcs-gym", case, n_buses, batch, seconds, 1.0 / seconds)
+
+
+def _call_row(case: str, n_buses: int, seconds: float) -> SpeedRow:
+    return SpeedRow("evcs-gym", case, n_buses, 1, seconds, 1.0 / seconds)
+
+
+_IMPORT_SCRIPT: Final = """
+import time; begin = time.perf_counter()
+import evcs_gym.envs
+print(time.perf_counter() - begin)
+"""
+_FIRST_STEP_SCRIPT: Final = """
+import time
+import gymnasium, evcs_gym.envs
+begin = time.perf_counter()
+env = gymnasium.make("evcs/NormalCharging-v0"); env.reset(seed=0); env.step(env.action_space.sample())
+print(time.perf_counter() - begin)
+"""
+
+
+def _start_rows(n_buses: int) -> list[SpeedRow]:
+    """Import, and first step after it: cold numba cache and no pool on disk, then both warm; fresh processes."""
+    with tempfile.TemporaryDirectory() as folder:
+        places = {"NUMBA_CACHE_DIR": f"{folder}/numba", "EVCS_GYM_CACHE": f"{folder}/pools"}
+        return [
+            _call_row(case, n_buses, _printed_seconds(script, places))
+            for case, script in (
+                ("first step after import, cold numba cache", _FIRST_STEP_SCRIPT),
+                ("first step after import, warm numba cache", _FIRST_STEP_SCRIPT),
+                ("import evcs_gym.envs", _IMPORT_SCRIPT),
+            )
+        ]
+
+
+def _printed_seconds(script: str, places: dict[str, str]) -> float:
+    done = subprocess.run(
+        [sys.executable, "-c", script], env={**os.environ, **places}, capture_output=True, text=True, check=True
+    )
+    return float(done.stdout)

@@ -1,0 +1,165 @@
+"""What happens between rollouts: validation against proven bounds, TensorBoard terms, checkpoints, progress."""
+
+import csv
+import io
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from stable_baselines3 import PPO
+from stable_baselines3.common.callbacks import BaseCallback
+
+from evcs_gym.baselines.score import Rollout, rollout
+from evcs_gym.envs.errors import ConfigError
+from evcs_gym.envs.fleet import normal
+from evcs_gym.envs.types import FloatArray
+from evcs_gym.training.checkpoint import replace_file, save_checkpoint, save_policy
+from evcs_gym.training.vec_env import NormalChargingVecEnv, PerBusPolicy
+
+PROGRESS_FILE = "progress.csv"
+_COLUMNS = ("training_seed", "n_steps", "seconds", "captured", "cost_eur", "n_violations")
+
+
+@dataclass(frozen=True, eq=False)
+class Validation:
+    """Days on which a run is judged: their world, the naive cost and the proven bound of each, (D,)."""
+
+    world: normal.World
+    naive_cost_eur: FloatArray
+    lower_bound_eur: FloatArray
+
+    def __post_init__(self) -> None:
+        if not (self.naive_cost_eur - self.lower_bound_eur).sum() > 0.0:
+            raise ConfigError("validation: the naive rule leaves nothing to capture on these days; take more days")
+
+    def captured(self, result: Rollout) -> float:
+        """Share of the possible saving, a ratio of sums (model.md section 10)."""
+        possible = float((self.naive_cost_eur - self.lower_bound_eur).sum())
+        return float((self.naive_cost_eur - result.cost_eur).sum()) / possible
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a listener hears after each rollout."""
+
+    steps: int
+    total_steps: int
+    captured: float
+    best_captured: float
+    steps_per_second: float
+
+
+def as_policy(model: PPO, rows: str) -> "PerBusPolicy | PPO":
+    """The model as a policy of the whole environment."""
+    return PerBusPolicy(model) if rows == "buses" else model
+
+
+class RunCallback(BaseCallback):
+    """Judges, logs and stores a run between its rollouts; keeps the best policy on validation days."""
+
+    def __init__(
+        self,
+        folder: Path,
+        seed: int,
+        env: NormalChargingVecEnv,
+        validation: Validation,
+        validate_every: int,
+        checkpoint_every: int,
+        total_steps: int,
+        listener: Callable[[Progress], None],
+    ) -> None:
+        super().__init__()
+        self.folder, self.seed, self.env, self.validation = folder, seed, env, validation
+        self.validate_every, self.checkpoint_every = validate_every, checkpoint_every
+        self.total_steps, self.listener = total_steps, listener
+        self.n_rollouts, self.best, self.latest, self.seconds_before = 0, -np.inf, -np.inf, 0.0
+        self._begin, self._begin_steps = time.perf_counter(), 0
+        self._sums: dict[str, list[FloatArray]] = {}
+        self._rows: list[list[str]] = []
+        self._best_weights: dict[str, torch.Tensor] = {}
+
+    def resume(self, extra: Mapping[str, Any]) -> None:
+        """Go on from what a checkpoint holds; what came after it, in curves and best policy, is dropped."""
+        self.n_rollouts, self.best = int(extra["n_rollouts"]), float(extra["best"])
+        self.latest, self.seconds_before = float(extra["latest"]), float(extra["seconds"])
+        self._rows, self._best_weights = list(extra["rows"]), dict(extra["best_weights"])
+        self._write_rows()
+        if self._best_weights:
+            save_policy(self.folder, self._best_weights)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training, earlier parts of a resumed run counted in."""
+        return self.seconds_before + time.perf_counter() - self._begin
+
+    def _on_training_start(self) -> None:
+        self._begin, self._begin_steps = time.perf_counter(), self.num_timesteps
+
+    def _on_rollout_start(self) -> None:
+        if self.n_rollouts % self.checkpoint_every == 0:
+            self.checkpoint()  # before anything of this rollout: a resumed run judges and counts it again
+        if self.n_rollouts % self.validate_every == 0:
+            self.judge()
+        self.n_rollouts += 1
+        self.listener(
+            Progress(self.num_timesteps, self.total_steps, self.latest, self.best, self._row_steps_per_second())
+        )
+
+    def _row_steps_per_second(self) -> float:
+        return (self.num_timesteps - self._begin_steps) / max(time.perf_counter() - self._begin, 1e-9)
+
+    def _on_step(self) -> bool:
+        for name, values in self.env.episode_terms.items():
+            self._sums.setdefault(name, []).append(values)
+        return True
+
+    def _on_rollout_end(self) -> None:
+        for name, values in self._sums.items():
+            self.logger.record(f"day/{name}", float(np.concatenate(values).mean()))
+        self._sums = {}
+        self.logger.record("time/row_steps_per_second", self._row_steps_per_second())
+
+    def _on_training_end(self) -> None:
+        self.judge()
+
+    def checkpoint(self) -> None:
+        """Store the run so that it goes on exactly here."""
+        assert isinstance(self.model, PPO)
+        extra = {
+            "n_rollouts": self.n_rollouts,
+            "best": float(self.best),
+            "latest": float(self.latest),
+            "seconds": self.seconds,
+            "rows": self._rows,
+            "best_weights": self._best_weights,
+        }
+        save_checkpoint(self.folder, self.model, self.env, extra)
+
+    def judge(self) -> None:
+        """Play the validation days, log the share captured, keep the policy if it is the best so far."""
+        assert isinstance(self.model, PPO)
+        result = rollout(self.validation.world, as_policy(self.model, self.env.rows))
+        self.latest = self.validation.captured(result)
+        self.logger.record("validation/captured", self.latest)
+        self.logger.record("validation/cost_eur", float(result.cost_eur.mean()))
+        self.logger.record("validation/n_violations", float(result.n_violations.mean()))
+        for term in ("gap_eur", "energy_eur", "voltage_eur"):
+            self.logger.record(f"validation/{term}", float(getattr(result, term).mean()))
+        self.logger.dump(self.num_timesteps)
+        if self.latest > self.best:
+            self.best = self.latest
+            self._best_weights = {name: value.clone() for name, value in self.model.policy.state_dict().items()}
+            save_policy(self.folder, self._best_weights)
+        cost, violations = float(result.cost_eur.mean()), float(result.n_violations.mean())
+        numbers = (f"{self.seconds:.3f}", f"{self.latest:.6f}", f"{cost:.6f}", str(violations))
+        self._rows.append([str(self.seed), str(self.num_timesteps), *numbers])
+        self._write_rows()
+
+    def _write_rows(self) -> None:
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows([_COLUMNS, *self._rows])
+        replace_file(self.folder / PROGRESS_FILE, lambda file: file.write(text.getvalue().encode()))

@@ -1,0 +1,173 @@
+"""Normal charging as native Stable-Baselines3 vector environments: B days, one pass through the core per step.
+
+Two forms. Rows are environments: observation (C, F), action (C,), reward of the whole environment. Rows are buses:
+every (environment, bus) is a row of one shared policy with observation (F,), action (1,) and the bus's own reward;
+`PerBusPolicy` makes such a policy one of the whole environment.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices
+
+from evcs_gym.baselines.policy import Policy
+from evcs_gym.envs.errors import ConfigError
+from evcs_gym.envs.fleet import normal
+from evcs_gym.envs.fleet.env import check_action
+from evcs_gym.envs.fleet.observation import action_space, observation_space
+from evcs_gym.envs.fleet.vector import Batch, step_terms
+from evcs_gym.envs.units import N_SLOTS
+
+Rows = Literal["buses", "environments"]
+
+
+class NormalChargingVecEnv(VecEnv):
+    """SB3 vector environment of normal charging.
+
+    Args:
+        world: days to draw from, see `evcs_gym.envs.fleet.pool.load_pool`.
+        n_envs: number of environments; there are ``n_envs * C`` rows where rows are buses.
+        rows: "buses" or "environments".
+        reward_shift: training form of the reward; ``infos`` and `episode_terms` hold true EUR either way.
+        reward_scale_per_eur: factor on the reward, fixed for the run.
+
+    Raises:
+        ConfigError: unknown rows, a scale that is not positive, no environment; `step` before `reset`.
+        DataError: actions of the wrong shape, with NaN or outside [-1, 1].
+
+    Every info holds ``cost_eur`` of the slot and its named terms, of the row's bus or environment.
+
+    Attributes:
+        episode_terms: sums of the named terms of the days that ended in the last step, arrays (number of such days,).
+    """
+
+    def __init__(
+        self,
+        world: normal.World,
+        n_envs: int,
+        rows: Rows = "buses",
+        reward_shift: bool = True,
+        reward_scale_per_eur: float = 1.0,
+    ) -> None:
+        if rows not in get_args(Rows):
+            raise ConfigError(f"rows must be one of {', '.join(get_args(Rows))}, got {rows!r}")
+        if not 0.0 < reward_scale_per_eur < float("inf"):
+            raise ConfigError(f"reward_scale_per_eur must be a positive number, got {reward_scale_per_eur}")
+        self.batch = Batch(world, n_envs, reward_shift)
+        self.rows, self.n_envs, self.reward_scale = rows, n_envs, reward_scale_per_eur
+        n_buses = world.n_buses
+        shared = rows == "buses"
+        super().__init__(
+            n_envs * n_buses if shared else n_envs,
+            observation_space(None if shared else n_buses),
+            action_space(1 if shared else n_buses),
+        )
+        self._actions = np.zeros((n_envs, n_buses))
+        self._returns = np.zeros(self.num_envs)
+        self._terms: dict[str, np.ndarray] = {}
+        self.episode_terms: dict[str, np.ndarray] = {}
+
+    def _by_row(self, values: np.ndarray) -> np.ndarray:
+        """(n, C, ...) to rows."""
+        return values.reshape(-1, *values.shape[2:]) if self.rows == "buses" else values
+
+    def view(self) -> normal.View:
+        """What policies may know now, per environment."""
+        return normal.view(self.batch.world, self.batch.running())
+
+    def reset(self) -> np.ndarray:
+        """New days in all rows."""
+        seed = self._seeds[0]
+        self._reset_seeds()
+        self._reset_options()
+        self._returns[:] = 0.0
+        self._terms = {}
+        return self._by_row(self.batch.reset(seed))
+
+    def seed(self, seed: int | None = None) -> Sequence[int | None]:
+        """Seed the generator that draws days at the next reset; one generator serves all rows."""
+        self._seeds = [seed] * self.num_envs
+        return self._seeds
+
+    def step_async(self, actions: np.ndarray) -> None:
+        """Take the actions of all rows."""
+        shape = (self.num_envs, *self.action_space.shape)  # type: ignore[misc]
+        self._actions = check_action(actions, shape).reshape(self.n_envs, -1)
+
+    def step_wait(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[dict[str, Any]]]:
+        """One slot of every row; rows whose day ends show the first observation of the next."""
+        result = self.batch.step(self._actions)
+        reward = self.reward_scale * (
+            result.reward_eur.reshape(-1) if self.rows == "buses" else result.reward_eur.sum(axis=1)
+        )
+        self._returns += reward
+        for name, values in step_terms(result.outcome).items():
+            self._terms[name] = self._terms.get(name, 0.0) + values
+        ended = np.repeat(result.ended, self.num_envs // self.n_envs)
+        infos = self._infos(result.outcome)
+        self.episode_terms = {}
+        if ended.any():
+            self._finish(ended, result.ended, self._by_row(result.final_observation), infos)
+        return self._by_row(result.observation), reward.astype(np.float32), ended, infos
+
+    def _infos(self, outcome: normal.Outcome) -> list[dict[str, Any]]:
+        """True EUR of the slot for every row."""
+        shared = self.rows == "buses"
+        terms = (outcome.gap_eur, outcome.energy_eur, outcome.voltage_eur)
+        rows = [(term.reshape(-1) if shared else term.sum(axis=1)).tolist() for term in terms]
+        return [
+            {"cost_eur": gap + energy + voltage, "gap_eur": gap, "energy_eur": energy, "voltage_eur": voltage}
+            for gap, energy, voltage in zip(*rows, strict=True)
+        ]
+
+    def _finish(self, rows: np.ndarray, envs: np.ndarray, final: np.ndarray, infos: list[dict[str, Any]]) -> None:
+        for observation, row in zip(final, np.flatnonzero(rows), strict=True):
+            infos[row]["terminal_observation"] = observation
+            infos[row]["TimeLimit.truncated"] = False
+            infos[row]["episode"] = {"r": float(self._returns[row]), "l": N_SLOTS, "t": 0.0}
+        self._returns[rows] = 0.0
+        self.episode_terms = {name: values[envs].copy() for name, values in self._terms.items()}
+        for name, values in self._terms.items():
+            self._terms[name] = np.where(envs, 0.0, values)
+
+    def close(self) -> None:
+        """Nothing to close: the environments hold arrays only."""
+
+    def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
+        """The attribute of this object for every row asked for; ``render_mode`` is None."""
+        value = None if attr_name == "render_mode" else getattr(self, attr_name)
+        return [value for _ in self._get_indices(indices)]
+
+    def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
+        """Refused: rows share one world."""
+        raise ConfigError(f"rows of this vector environment share one world; {attr_name!r} cannot be set per row")
+
+    def env_method(self, method_name: str, *args: Any, indices: VecEnvIndices = None, **kwargs: Any) -> list[Any]:
+        """Refused: rows are arrays, not objects with methods."""
+        raise ConfigError(f"rows of this vector environment are arrays; they have no method {method_name!r}")
+
+    def env_is_wrapped(self, wrapper_class: type, indices: VecEnvIndices = None) -> list[bool]:
+        """No row is wrapped."""
+        return [False for _ in self._get_indices(indices)]
+
+
+@dataclass
+class PerBusPolicy:
+    """A policy trained on rows of buses as a policy of the whole environment: (B, C, F) or (C, F) to (B, C) or (C,)."""
+
+    shared: Policy
+
+    def predict(
+        self,
+        observation: np.ndarray,
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
+        """Actions of every bus."""
+        rows = observation.reshape(-1, observation.shape[-1])
+        action, state = self.shared.predict(rows, state, None, deterministic)
+        return np.clip(action, -1.0, 1.0).reshape(observation.shape[:-1]), state
