@@ -1,10 +1,16 @@
 """Plain, slow twins of the compiled kernels: the equations of docs/model.md and nothing else."""
 
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+
 import numpy as np
 
+from evcs_gym.envs.fleet.normal import State, View, World
+from evcs_gym.envs.fleet.observation import OBSERVATION
 from evcs_gym.envs.grid import PHASE_UNIT, Feeder
-from evcs_gym.envs.types import ComplexArray
-from evcs_gym.envs.units import PHASE_BASE_KVA
+from evcs_gym.envs.types import ComplexArray, FloatArray
+from evcs_gym.envs.units import N_SLOTS, PHASE_BASE_KVA, SLOT_H
 
 
 def sweep_reference(
@@ -59,3 +65,261 @@ def _depth(feeder: Feeder, bus: int) -> int:
         bus = int(feeder.parent[bus])
         depth += 1
     return depth
+
+
+# ------------------------------------------------------------------------------------------------ normal charging
+
+
+@dataclass(frozen=True)
+class CarNow:
+    """A car present in a slot that still needs energy, in plain numbers."""
+
+    session: int
+    car: int
+    stay: int
+    power_kw: float
+    remaining_kwh: float
+    on_off: bool
+
+    @property
+    def needed(self) -> int:
+        """Fewest slots that deliver what is left."""
+        return math.ceil(self.remaining_kwh / (self.power_kw * SLOT_H) - 1e-9)
+
+    @property
+    def largest_kw(self) -> float:
+        """What it can take in this slot."""
+        return self.power_kw if self.on_off else min(self.power_kw, self.remaining_kwh / SLOT_H)
+
+    @property
+    def least_kw(self) -> float:
+        """What it must take in this slot to be full in time."""
+        if self.on_off:
+            return self.power_kw if self.needed >= self.stay else 0.0
+        later_kwh = (self.stay - 1) * self.power_kw * SLOT_H
+        return min(max(self.remaining_kwh - later_kwh, 0.0) / SLOT_H, self.largest_kw)
+
+
+def cars_now(world: World, state: State, row: int, bus: int) -> list[CarNow]:
+    """Cars of a bus that are present and not full."""
+    d, t, days = int(state.day[row]), int(state.slot[row]), world.days
+    return [
+        CarNow(
+            session=i,
+            car=int(days.car[d, i]),
+            stay=int(days.departure_slot[d, i]) - t,
+            power_kw=float(days.power_kw[d, i]),
+            remaining_kwh=float(state.remaining_kwh[row, i]),
+            on_off=world.rules.on_off,
+        )
+        for i in range(days.bus_start[d, bus], days.bus_start[d, bus + 1])
+        if days.arrival_slot[d, i] <= t < days.departure_slot[d, i] and state.remaining_kwh[row, i] > 1e-9
+    ]
+
+
+def bounds_reference(world: World, state: State) -> tuple[FloatArray, FloatArray]:
+    """Least and largest power of every charging bus, each (B, C)."""
+    cars = [[cars_now(world, state, row, bus) for bus in range(world.n_buses)] for row in range(len(state.day))]
+    least = np.array([[sum(car.least_kw for car in here) for here in row] for row in cars])
+    largest = np.array([[sum(car.largest_kw for car in here) for here in row] for row in cars])
+    return least, largest
+
+
+def knee_reference(action: float, surplus_kw: float, least_kw: float, largest_kw: float) -> float:
+    """Bus power of an action, in the form of the study: u = (a + 1) / 2 in [0, 1]."""
+    u, knee = (action + 1.0) / 2.0, float(np.clip(surplus_kw, least_kw, largest_kw))
+    if u < 0.5:
+        return least_kw + 2.0 * u * (knee - least_kw)
+    return knee + (2.0 * u - 1.0) * (largest_kw - knee)
+
+
+def known_reference(world: World, state: State, row: int) -> tuple[FloatArray, FloatArray]:
+    """Import price (T,) and net load (T, C) as known in the row's slot: truth to the slot, forecast beyond."""
+    d, t, days = int(state.day[row]), int(state.slot[row]), world.days
+    growth = np.array([days.growth_frac[d, s - t] if s > t else 0.0 for s in range(N_SLOTS)])
+    price = days.import_eur_per_kwh[d] + growth * days.price_error_eur_per_kwh[d]
+    base = days.base_kw[d] + growth[:, None] * days.base_error_kw[d]
+    dg = days.dg_kw[d] + growth[:, None] * days.dg_error_kw[d]
+    return price, base - dg
+
+
+def cheaper_slots_reference(world: World, price: FloatArray, net_kw: FloatArray, slot: int, stay: int) -> int:
+    """Number of the slots ahead in a stay in which a kWh costs less than now."""
+    marginal = world.spec.energy_weight * price + world.spec.omega1_eur_per_kwh * np.sign(net_kw)
+    return int((marginal[slot + 1 : slot + stay] < marginal[slot] - 1e-9).sum())
+
+
+def dispatch_reference(world: World, state: State, action: FloatArray) -> FloatArray:
+    """Power of every car (B, S): must-run first, then every car in its order that fits by the rule *sum plus half*."""
+    out = np.zeros_like(state.remaining_kwh)
+    least, largest = bounds_reference(world, state)
+    for row, (d, t) in enumerate(zip(state.day, state.slot, strict=True)):
+        price, net = known_reference(world, state, row)
+        for bus in range(world.n_buses):
+            surplus = float(world.days.dg_kw[d, t, bus] - world.days.base_kw[d, t, bus])
+            target = knee_reference(float(action[row, bus]), surplus, least[row, bus], largest[row, bus])
+            keys = {}
+            cars = cars_now(world, state, row, bus)
+            for car in cars:
+                cheaper = cheaper_slots_reference(world, price, net[:, bus], int(t), car.stay) - car.needed
+                keys[car.session] = (cheaper if world.rules.price_laxity else 0, car.stay - car.needed, car.car)
+            total = float(least[row, bus])
+            for car in sorted(cars, key=lambda one: keys[one.session]):
+                extra = car.largest_kw - car.least_kw
+                if world.rules.on_off:
+                    extra = extra if total + extra / 2.0 <= target else 0.0
+                else:
+                    extra = max(min(extra, target - total), 0.0)
+                out[row, car.session] = car.least_kw + extra
+                total += extra
+    return out
+
+
+def envelope_reference(cars: list[CarNow], leads: list[int]) -> tuple[list[float], list[float]]:
+    """Energy that must, and that can, flow within each lead time."""
+    must = [
+        sum(max(0.0, c.remaining_kwh - c.power_kw * SLOT_H * max(0, c.stay - lead)) for c in cars) for lead in leads
+    ]
+    can = [sum(min(c.remaining_kwh, c.power_kw * SLOT_H * min(c.stay, lead)) for c in cars) for lead in leads]
+    return must, can
+
+
+@dataclass(frozen=True)
+class Valley:
+    """What water-filling of the cars present says: see `valley_reference`."""
+
+    level_eur_per_kwh: float
+    here_kw: float
+    cheaper_low_kwh: float
+    cheaper_high_kwh: float
+    surplus_kwh: float
+    cost_eur: float
+
+
+def valley_reference(world: World, price: FloatArray, net_kw: FloatArray, slot: int, cars: list[CarNow]) -> Valley:
+    """Fill the energy of the cars into the blocks ahead, cheapest first: surplus at w2 price - w1, the rest of the
+    capacity of the cars still there at w2 price + w1; of equal ones the surplus first, then the earlier slot."""
+    w1, w2 = world.spec.omega1_eur_per_kwh, world.spec.energy_weight
+    blocks = []
+    for s in range(slot, N_SLOTS):
+        capacity = sum(car.power_kw for car in cars if s < slot + car.stay)
+        inside = min(max(-float(net_kw[s]), 0.0), capacity)
+        blocks.append((w2 * float(price[s]) - w1, 0, s, inside * SLOT_H))
+        blocks.append((w2 * float(price[s]) + w1, 1, s, (capacity - inside) * SLOT_H))
+    low_here, high_here = w2 * float(price[slot]) - w1, w2 * float(price[slot]) + w1
+    left, level, here, paid = sum(car.remaining_kwh for car in cars), low_here, 0.0, 0.0
+    for cost, _, s, size in sorted(blocks):
+        take = min(size, left)
+        if take > 1e-12:
+            left -= take
+            level = cost
+            paid += take * cost
+            here += take / SLOT_H if s == slot else 0.0
+    return Valley(
+        level,
+        here,
+        sum(size for cost, _, _, size in blocks if cost < low_here - 1e-12),
+        sum(size for cost, _, _, size in blocks if cost < high_here - 1e-12),
+        sum(size for _, kind, _, size in blocks if kind == 0),
+        paid,
+    )
+
+
+def _fraction(power_kw: float, least_kw: float, largest_kw: float) -> float:
+    if largest_kw - least_kw <= 1e-6:
+        return 0.0
+    return float(np.clip((power_kw - least_kw) / (largest_kw - least_kw), 0.0, 1.0))
+
+
+def action_reference(power_kw: float, surplus_kw: float, least_kw: float, largest_kw: float) -> float:
+    """The action whose knee gives a power; powers outside the bounds are taken to them, 0 where there is no choice."""
+    power, knee = (float(np.clip(kw, least_kw, largest_kw)) for kw in (power_kw, surplus_kw))
+    width = knee - least_kw if power < knee else largest_kw - knee
+    return (power - knee) / width if width > 1e-6 else 0.0
+
+
+def scale_of(unit: str) -> float:
+    """The number that a unit of the observation table begins with, 1 if none."""
+    first = unit.split()[0]
+    return float(first) if first[0].isdigit() else 1.0
+
+
+def observation_reference(world: World, state: State, row: int, bus: int) -> dict[str, list[float]]:
+    """Observation of a bus by the names of the table, in its units, before clipping."""
+    physical = _features(world, state, row, bus)
+    return {f.name: [value / scale_of(f.unit) for value in physical.pop(f.name)] for f in OBSERVATION} | physical
+
+
+def _features(world: World, state: State, row: int, bus: int) -> dict[str, list[float]]:
+    """The features of the table in EUR, kWh, kW, pu, cars and slots; "installed kW" is divided out."""
+    d, t, days = int(state.day[row]), int(state.slot[row]), world.days
+    price, nets = known_reference(world, state, row)
+    net, cars = nets[:, bus], cars_now(world, state, row, bus)
+    installed, energy = float(world.installed_kw[bus]), sum(car.remaining_kwh for car in cars)
+    least, largest = sum(car.least_kw for car in cars), sum(car.largest_kw for car in cars)
+    valley = valley_reference(world, price, net, t, cars)
+    must, can = envelope_reference(cars, [1, 2, 4, 6, 8, 12, 16, 20, 24, 28])
+    w1, here = world.spec.omega1_eur_per_kwh, world.spec.energy_weight * float(price[t])
+    feeder_bus = int(world.charging_bus[bus])
+    limit = days.vmin_pu[d, t, feeder_bus]
+    hours = [slice(t + 2 * h, t + 2 * h + 2) for h in range(20)]
+    per_kwh = 1.0 / max(energy, 1e-6)
+    return {
+        "time": [t / 48, math.sin(2 * math.pi * t / 48), math.cos(2 * math.pi * t / 48)],
+        "power_least": [least / installed],
+        "power_largest": [largest / installed],
+        "energy_needed": [energy / installed],
+        "cars": [float(len(cars))],
+        "laxity_mean": [sum(car.stay - car.needed for car in cars) / max(len(cars), 1)],
+        "power_required_mean": [sum(car.remaining_kwh / (car.stay * SLOT_H) for car in cars) / installed],
+        "energy_urgent": [sum(c.remaining_kwh for c in cars if c.stay - c.needed <= 6) / installed],
+        "valley_to_low": [valley.level_eur_per_kwh - (here - w1)],
+        "valley_to_high": [valley.level_eur_per_kwh - (here + w1)],
+        "valley_power": [valley.here_kw / installed],
+        "cheaper_than_low": [min(valley.cheaper_low_kwh * per_kwh, 5.0)],
+        "cheaper_than_high": [min(valley.cheaper_high_kwh * per_kwh, 5.0)],
+        "surplus_ahead": [min(valley.surplus_kwh * per_kwh, 3.0)],
+        "valley_action": [action_reference(valley.here_kw, -float(net[t]), least, largest)],
+        "knee_fraction": [_fraction(-float(net[t]), least, largest)],
+        "envelope_must": [kwh / installed for kwh in must],
+        "envelope_can": [kwh / installed for kwh in can],
+        "price_deviation": [float(price[t]) - float(price.mean())],
+        "net_load": [float(net[t]) / installed],
+        "price_ahead": [float((price[hour] - price[t]).sum()) / 2 for hour in hours],
+        "net_ahead": [float(net[hour].sum()) / 2 / installed for hour in hours],
+        "voltage_base_headroom": [float((days.base_voltage_pu[d, t, feeder_bus] - limit).min())],
+        "voltage_last_headroom": [float((np.abs(state.voltage_pu[row, feeder_bus]) - limit).min())],
+        "valley_cost": [valley.cost_eur - world.spec.energy_weight * float(price.mean()) * energy],
+    }
+
+
+def water_filling_reference(view: View, row: int, bus: int, n_passes: int) -> float:
+    """Power of the present slot in a plan of the cars present, one car at a time, least laxity first; each car takes
+    the slots that cost least given all others, of equal ones the earlier; repeated ``n_passes`` times."""
+    t = int(view.slot[row])
+    w1, w2 = view.rules.omega1_eur_per_kwh, view.rules.energy_weight
+    net = (view.base_kw - view.dg_kw)[row, :, bus]
+    cars = range(int(view.bus_start[row, bus]), int(view.bus_start[row, bus + 1]))
+    stay = {i: int(view.departure_slot[row, i]) - t for i in cars}
+    needed = {i: math.ceil(view.remaining_kwh[row, i] / (view.power_kw[row, i] * SLOT_H) - 1e-9) for i in cars}
+    plan = {i: np.zeros(N_SLOTS) for i in cars}
+    for _ in range(n_passes):
+        for i in sorted(cars, key=lambda i: stay[i] - needed[i]):
+            others = net + sum((plan[j] for j in cars if j != i), np.zeros(N_SLOTS))
+            power, left = float(view.power_kw[row, i]), float(view.remaining_kwh[row, i])
+            price = view.import_eur_per_kwh[row]
+            cost = [w2 * price[s] * power + w1 * (abs(others[s] + power) - abs(others[s])) for s in range(N_SLOTS)]
+            plan[i] = np.zeros(N_SLOTS)
+            for s in sorted(range(t, t + stay[i]), key=lambda s: cost[s]):
+                plan[i][s] = min(power, left / SLOT_H)
+                left = max(left - plan[i][s] * SLOT_H, 0.0)
+    return float(sum(plan[i][t] for i in cars))
+
+
+def plan_cost_reference(world: World, power_kw: FloatArray) -> tuple[float, float]:
+    """(5) of a plan (T, S) of the world's only day: exchange with the network and energy [EUR], without voltage."""
+    days, starts = world.days, world.days.bus_start[0]
+    bus_kw = np.stack([power_kw[:, a:b].sum(axis=1) for a, b in pairwise(starts)], axis=1)
+    gap_kwh = np.abs(days.base_kw[0] + bus_kw - days.dg_kw[0]).sum() * SLOT_H
+    energy_eur = (days.import_eur_per_kwh[0] @ bus_kw).sum() * SLOT_H
+    return float(world.spec.omega1_eur_per_kwh * gap_kwh), float(world.spec.energy_weight * energy_eur)
