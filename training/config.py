@@ -17,17 +17,17 @@ class PpoSpec(Spec):
     """Hyper-parameters of Stable-Baselines3's PPO; the learning rate falls linearly from start to end."""
 
     n_steps: Annotated[int, Field(ge=2)] = 48
-    batch_size: Annotated[int, Field(ge=2)] = 4096
+    batch_size: Annotated[int, Field(ge=2)] = 1024
     n_epochs: Count = 5
     learning_rate_start: Positive = 1e-3
     learning_rate_end: Positive = 5e-5
     gamma: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
-    gae_lambda: Annotated[float, Field(ge=0.0, le=1.0)] = 0.95
+    gae_lambda: Annotated[float, Field(ge=0.0, le=1.0)] = 0.98
     clip_range: Positive = 0.2
     entropy_coefficient: Annotated[float, Field(ge=0.0)] = 0.0
     value_coefficient: Annotated[float, Field(ge=0.0)] = 0.5
     max_gradient_norm: Positive = 0.5
-    log_std_initial: Annotated[float, Field(ge=-10.0, le=2.0)] = -0.7
+    log_std_initial: Annotated[float, Field(ge=-10.0, le=2.0)] = -0.3
     hidden_units: Annotated[tuple[Count, ...], Field(min_length=1)] = (128, 128)
 
     @model_validator(mode="after")
