@@ -42,6 +42,9 @@ class Group(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
+        except KeyboardInterrupt:
+            _stderr().print("stopped")
+            raise typer.Exit(EXIT_INTERRUPTED) from None
         except Exception as error:
             from evcs_gym.envs.errors import EvcsError
 

@@ -92,8 +92,9 @@ def step_terms(outcome: normal.Outcome) -> dict[str, np.ndarray]:
 class NormalChargingVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     """``gymnasium.make_vec("evcs/NormalCharging-v0", num_envs=B)``: B days at once in one process.
 
-    Rows reset in the step in which their day ends (``AutoresetMode.SAME_STEP``): ``infos["final_obs"]`` holds the last
-    observation of the old day. Arguments as in `NormalChargingEnv`.
+    Rows reset in the step in which their day ends (``AutoresetMode.SAME_STEP``): ``infos["final_obs"]`` and
+    ``infos["final_info"]`` hold the last observation and terms of the old day, ``infos["day_seed"]`` the seed of the new
+    one. Arguments as in `NormalChargingEnv`.
     """
 
     metadata = {"render_modes": [], "autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012 - Gymnasium's convention
@@ -154,5 +155,8 @@ class NormalChargingVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
                 final[row] = observation
             infos["final_obs"], infos["_final_obs"] = final, result.ended.copy()
             infos["infeasible_kwh"], infos["_infeasible_kwh"] = result.infeasible_kwh, result.ended.copy()
+            infos["final_info"] = {name: infos[name] for name in (*step_terms(result.outcome), "infeasible_kwh")}
+            infos["_final_info"] = result.ended.copy()
+            infos["day_seed"], infos["_day_seed"] = self.batch.running().day.copy(), result.ended.copy()
         reward = result.reward_eur.sum(axis=1)
         return result.observation, reward, result.ended, np.zeros(self.num_envs, dtype=np.bool_), infos

@@ -265,6 +265,17 @@ def test_an_interrupted_training_says_how_to_go_on(fake: Callable[..., None]) ->
     assert "goes on from the last checkpoint" in result.stderr
 
 
+def test_an_interrupted_comparison_ends_without_a_traceback(fake: Callable[..., None]) -> None:
+    def compare(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    fake("evcs_gym.evaluation.benchmark", compare=compare)
+    result = run("compare", "normal_charging", "optimum")
+    assert result.exit_code == 130
+    assert "stopped" in result.stderr
+    assert "Traceback" not in result.output
+
+
 def test_compare_passes_everything_on_and_prints_table_or_json(
     fake: Callable[..., None], comparison: Comparison, tmp_path: Path
 ) -> None:

@@ -284,6 +284,8 @@ def test_rows_reset_in_the_step_in_which_their_day_ends(small_scenario: Scenario
     assert [final[0, 0] for final in infos["final_obs"]] == [1.0, 1.0]  # time t / 48
     assert seen[:, 0, 0].tolist() == [0.0, 0.0]
     assert infos["_infeasible_kwh"].all()
+    assert infos["final_info"]["cost_eur"].tolist() == infos["cost_eur"].tolist()
+    assert infos["day_seed"].tolist() == vector.batch.running().day.tolist()
     assert vector.batch.running().slot.tolist() == [0, 0]
 
 
