@@ -18,6 +18,7 @@ from evcs_gym.envs.errors import ConfigError
 from evcs_gym.envs.fleet import normal
 from evcs_gym.envs.types import FloatArray
 from evcs_gym.training.checkpoint import replace_file, save_checkpoint, save_policy
+from evcs_gym.training.config import Preset
 from evcs_gym.training.vec_env import NormalChargingVecEnv, PerBusPolicy
 
 PROGRESS_FILE = "progress.csv"
@@ -67,15 +68,12 @@ class RunCallback(BaseCallback):
         seed: int,
         env: NormalChargingVecEnv,
         validation: Validation,
-        validate_every: int,
-        checkpoint_every: int,
-        total_steps: int,
+        preset: Preset,
         listener: Callable[[Progress], None],
     ) -> None:
         super().__init__()
         self.folder, self.seed, self.env, self.validation = folder, seed, env, validation
-        self.validate_every, self.checkpoint_every = validate_every, checkpoint_every
-        self.total_steps, self.listener = total_steps, listener
+        self.preset, self.listener = preset, listener
         self.n_rollouts, self.best, self.latest, self.seconds_before = 0, -np.inf, -np.inf, 0.0
         self._begin, self._begin_steps = time.perf_counter(), 0
         self._sums: dict[str, list[FloatArray]] = {}
@@ -100,14 +98,25 @@ class RunCallback(BaseCallback):
         self._begin, self._begin_steps = time.perf_counter(), self.num_timesteps
 
     def _on_rollout_start(self) -> None:
-        if self.n_rollouts % self.checkpoint_every == 0:
+        self.explore()
+        if self.n_rollouts % self.preset.checkpoint_every_rollouts == 0:
             self.checkpoint()  # before anything of this rollout: a resumed run judges and counts it again
-        if self.n_rollouts % self.validate_every == 0:
+        if self.n_rollouts % self.preset.validation.every_rollouts == 0:
             self.judge()
         self.n_rollouts += 1
         self.listener(
-            Progress(self.num_timesteps, self.total_steps, self.latest, self.best, self._row_steps_per_second())
+            Progress(self.num_timesteps, self.preset.total_steps, self.latest, self.best, self._row_steps_per_second())
         )
+
+    def explore(self) -> None:
+        """Set the policy's deviation by its schedule: a function of the steps done, so that resuming is exact."""
+        first, last = self.preset.ppo.log_std_initial, self.preset.ppo.log_std_final
+        if last is None:
+            return
+        assert isinstance(self.model, PPO)
+        left = 1.0 - min(self.num_timesteps / self.preset.total_steps, 1.0)
+        with torch.no_grad():
+            self.model.policy.log_std.fill_(last + left * (first - last))
 
     def _row_steps_per_second(self) -> float:
         return (self.num_timesteps - self._begin_steps) / max(time.perf_counter() - self._begin, 1e-9)

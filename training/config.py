@@ -14,13 +14,17 @@ Count = Annotated[int, Field(ge=1)]
 
 
 class PpoSpec(Spec):
-    """Hyper-parameters of Stable-Baselines3's PPO; the learning rate falls linearly from start to end."""
+    """Hyper-parameters of Stable-Baselines3's PPO; the learning rate falls linearly from start to end.
+
+    So does the logarithm of the policy's standard deviation where ``log_std_final`` is given: exploration ends as
+    planned, and what is learned last is the policy that is judged, its mean. Without it the deviation is learned.
+    """
 
     n_steps: Annotated[int, Field(ge=2)] = 48
     batch_size: Annotated[int, Field(ge=2)] = 1024
     n_epochs: Count = 5
-    learning_rate_start: Positive = 1e-3
-    learning_rate_end: Positive = 5e-5
+    learning_rate_start: Positive = 4e-4
+    learning_rate_end: Positive = 2e-5
     gamma: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     gae_lambda: Annotated[float, Field(ge=0.0, le=1.0)] = 0.98
     clip_range: Positive = 0.2
@@ -28,6 +32,7 @@ class PpoSpec(Spec):
     value_coefficient: Annotated[float, Field(ge=0.0)] = 0.5
     max_gradient_norm: Positive = 0.5
     log_std_initial: Annotated[float, Field(ge=-10.0, le=2.0)] = -0.3
+    log_std_final: Annotated[float, Field(ge=-10.0, le=2.0)] | None = -1.6
     hidden_units: Annotated[tuple[Count, ...], Field(min_length=1)] = (128, 128)
 
     @model_validator(mode="after")
@@ -51,13 +56,12 @@ class CloneSpec(Spec):
     learning_rate: Positive = 1e-3
     teacher_share_frac: Annotated[float, Field(ge=0.0, le=1.0)] = 0.3
     critic_steps: Annotated[int, Field(ge=0)] = 0
-    log_std: Annotated[float, Field(ge=-10.0, le=2.0)] = -1.6
 
 
 class ValidationSpec(Spec):
     """How often, and on how many days of the validation split, a run is judged; the best policy is kept."""
 
-    n_days: Annotated[int, Field(ge=1, le=36)] = 20
+    n_days: Annotated[int, Field(ge=1, le=36)] = 36
     every_rollouts: Count = 5
 
 

@@ -88,7 +88,7 @@ def clone(
     rng: np.random.Generator,
     progress: Callable[[int, float], None] = lambda _pass, _loss: None,
 ) -> None:
-    """Fit a policy with rows of buses to the clairvoyant plan, then set its exploration to ``spec.log_std``.
+    """Fit a policy with rows of buses to the clairvoyant plan; its exploration stays as it is.
 
     Args:
         progress: called after each pass with its number and loss.
@@ -99,8 +99,6 @@ def clone(
         gathered.append(_collect(world, days, model if number else None, spec.teacher_share_frac, rng))
         together = tuple(np.concatenate(parts) for parts in zip(*gathered, strict=True))
         progress(number + 1, _fit(model, together, spec))  # type: ignore[arg-type]
-    with torch.no_grad():
-        model.policy.log_std.fill_(spec.log_std)
 
 
 def fit_critic(model: PPO, env: NormalChargingVecEnv, spec: CloneSpec, rng: np.random.Generator) -> float:

@@ -55,7 +55,7 @@ def make_model(preset: Preset, env: NormalChargingVecEnv, seed: int | None) -> P
     spec = preset.ppo
     span = spec.learning_rate_start - spec.learning_rate_end
     hidden = list(spec.hidden_units)
-    return PPO(
+    model = PPO(
         "MlpPolicy",
         env,
         learning_rate=lambda left: spec.learning_rate_end + span * left,
@@ -76,6 +76,8 @@ def make_model(preset: Preset, env: NormalChargingVecEnv, seed: int | None) -> P
         seed=seed,
         device="cpu",
     )
+    model.policy.log_std.requires_grad_(spec.log_std_final is None)  # else by schedule, see RunCallback.explore
+    return model
 
 
 def make_validation(scenario: Scenario, n_days: int) -> Validation:
@@ -181,16 +183,7 @@ def _train_seed(course: Course, seed: int, folder: Path, listener: Listener) -> 
         course.world, preset.n_envs, preset.rows, preset.reward_shift, preset.reward_scale_per_eur
     )
     model = make_model(preset, env, seed)
-    callback = RunCallback(
-        folder,
-        seed,
-        env,
-        course.validation,
-        preset.validation.every_rollouts,
-        preset.checkpoint_every_rollouts,
-        preset.total_steps,
-        lambda progress: listener(seed, progress),
-    )
+    callback = RunCallback(folder, seed, env, course.validation, preset, lambda progress: listener(seed, progress))
     resumed = (folder / CHECKPOINT_FILE).exists()
     if resumed:
         env.reset()

@@ -77,7 +77,7 @@ def test_later_settings_win() -> None:
         ("ppo.gamma=1.5", "ppo.gamma: input should be less than or equal to 1, got 1.5"),
         ("ppo.batch_size=1", "ppo.batch_size: input should be greater than or equal to 2"),
         ("ppo.n_steps=1", "ppo.n_steps: input should be greater than or equal to 2"),
-        ("ppo.learning_rate_end=0.1", "ppo: learning_rate_end must not exceed learning_rate_start, got 0.1 and 0.001"),
+        ("ppo.learning_rate_end=0.1", "ppo: learning_rate_end must not exceed learning_rate_start, got 0.1 and 0.0004"),
         ("ppo.learning_rate_start=.inf", "ppo.learning_rate_start: input should be a finite number"),
         ("ppo.hidden_units=[]", "ppo.hidden_units: .*at least 1"),
         ("validation.n_days=37", "validation.n_days: input should be less than or equal to 36"),

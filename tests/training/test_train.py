@@ -15,9 +15,11 @@ from evcs_gym.baselines.registry import NAIVE_RULE, make_rule
 from evcs_gym.baselines.score import rollout
 from evcs_gym.envs import Scenario
 from evcs_gym.envs.errors import ConfigError, DataError
-from evcs_gym.training.callbacks import Progress, Validation
+from evcs_gym.envs.fleet.normal import make_world
+from evcs_gym.training.callbacks import Progress, RunCallback, Validation
 from evcs_gym.training.checkpoint import CHECKPOINT_FILE, POLICY_FILE, RUN_FILE, load_weights, read_run
-from evcs_gym.training.train import load_policy, make_validation, train
+from evcs_gym.training.train import load_policy, make_model, make_validation, train
+from evcs_gym.training.vec_env import NormalChargingVecEnv
 
 
 def progress_rows(folder: Path) -> list[dict[str, str]]:
@@ -284,3 +286,18 @@ def test_a_folder_that_cannot_be_written_is_refused(city_file: Path, tmp_path: P
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(DataError, match=r"cannot be written .*choose another folder"):
         train(tiny_preset(city_file), run_dir=tmp_path / "file" / "run")
+
+
+def test_exploration_falls_by_its_schedule(city: Scenario, city_file: Path, tmp_path: Path) -> None:
+    preset = tiny_preset(city_file, "ppo.log_std_initial=-0.5", "ppo.log_std_final=-1.5")
+    env = NormalChargingVecEnv(make_world(city, city.days(range(2))), preset.n_envs)
+    model = make_model(preset, env, 0)
+    assert not model.policy.log_std.requires_grad
+    callback = RunCallback(tmp_path, 0, env, make_validation(city, 2), preset, lambda _progress: None)
+    callback.model = model
+    for done, expected in ((0, -0.5), (preset.total_steps // 2, -1.0), (preset.total_steps, -1.5)):
+        callback.num_timesteps = done
+        callback.explore()
+        assert model.policy.log_std.item() == pytest.approx(expected, abs=1e-3)
+    learned = tiny_preset(city_file, "ppo.log_std_final=null")
+    assert make_model(learned, env, 0).policy.log_std.requires_grad
