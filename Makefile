@@ -58,8 +58,7 @@ wheel-test:  ## Install the wheel into an empty environment outside the reposito
 	EVCS_GYM_CACHE="$$away/cache" PYTHONSAFEPATH=1 "$$away/venv/bin/python" wheel_smoke.py "$$repository"
 
 docs: $(STAMP)  ## Regenerate the pages that are made from code.
-	$(BIN)/python -c 'from evcs_gym.envs.fleet.observation import observation_page; print(observation_page(), end="")' \
-		> docs/observation.md
+	$(BIN)/python -m evcs_gym.evaluation.pages .
 
 clean:  ## Remove what was built; runs/ and .venv/ stay.
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

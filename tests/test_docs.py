@@ -17,10 +17,13 @@ import yaml
 
 from evcs_gym.baselines import RULES
 from evcs_gym.envs import ENVIRONMENT_IDS, load_scenario
+from evcs_gym.envs.errors import DataError
 from evcs_gym.envs.fleet.observation import OBSERVATION, observation_page
 from evcs_gym.envs.specs import shipped
 from evcs_gym.evaluation.benchmark import OPEN_LOOP, OPTIMUM
 from evcs_gym.evaluation.cli import app
+from evcs_gym.evaluation.pages import RESULTS_FILE, with_results
+from evcs_gym.evaluation.records import read_json
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -197,3 +200,13 @@ def test_the_changelog_begins_with_this_version() -> None:
         r"^## \[(.+?)\] - (unreleased|\d{4}-\d\d-\d\d)$", text_of(ROOT / "CHANGELOG.md"), flags=re.MULTILINE
     )
     assert versions[0][0] == importlib.metadata.version("evcs-gym")
+
+
+def test_results_in_the_readme_are_those_of_the_result_file() -> None:
+    readme = text_of(ROOT / "README.md")
+    assert with_results(readme, read_json(ROOT / RESULTS_FILE)) == readme
+
+
+def test_a_page_without_a_place_for_results_is_refused() -> None:
+    with pytest.raises(DataError, match=r"must hold <!-- results:begin --> and <!-- results:end -->"):
+        with_results("no place", read_json(ROOT / RESULTS_FILE))

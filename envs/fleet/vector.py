@@ -93,8 +93,8 @@ class NormalChargingVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     """``gymnasium.make_vec("evcs/NormalCharging-v0", num_envs=B)``: B days at once in one process.
 
     Rows reset in the step in which their day ends (``AutoresetMode.SAME_STEP``): ``infos["final_obs"]`` and
-    ``infos["final_info"]`` hold the last observation and terms of the old day, ``infos["day_seed"]`` the seed of the new
-    one. Arguments as in `NormalChargingEnv`.
+    ``infos["final_info"]`` hold the last observation and terms of the old day, ``infos["day_seed"]`` the seed of the
+    new one. Arguments as in `NormalChargingEnv`.
     """
 
     metadata = {"render_modes": [], "autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012 - Gymnasium's convention
