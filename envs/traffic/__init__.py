@@ -15,6 +15,7 @@ from evcs_gym.envs.traffic.graph import Graph, road_graph
 from evcs_gym.envs.traffic.periods import DayTraffic, assign_days
 from evcs_gym.envs.traffic.roads import RoadNetwork
 from evcs_gym.envs.traffic.shipped import SHIPPED_ROADS, load_departures_frac, load_roads
+from evcs_gym.envs.traffic.synthetic import synthetic_roads
 
 __all__ = [
     "SHIPPED_ROADS",
@@ -36,5 +37,6 @@ __all__ = [
     "respond",
     "road_graph",
     "solve_batch",
+    "synthetic_roads",
     "traffic_model",
 ]

@@ -19,7 +19,7 @@ DAVIDSON = 1
 ERLANG = 2
 LARGEST_UTILISATION = 0.999
 """Above it the time of a station is continued as a straight line; results there are refused."""
-_MAX_STEPS = 8
+_MAX_STEPS = 60
 """Newton steps of one shift between two paths."""
 _GOOD_STEP = 0.25
 """A shift ends when the difference of the costs has fallen to this share."""
