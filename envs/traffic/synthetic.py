@@ -16,12 +16,12 @@ _CONNECTOR_H = 0.01
 _CONNECTOR_VEH_PER_H = 1e5
 
 
-def synthetic_roads(n_nodes: int, n_zones: int, seed: int = 0, mean_load_frac: float = 0.4) -> RoadNetwork:
+def synthetic_roads(n_nodes: int, n_zones: int, seed: int = 0, mean_load_frac: float = 0.25) -> RoadNetwork:
     """A grid of streets with some missing, zones tied to it by connectors, and trips by a gravity model.
 
     n_nodes counts both. Zones come first and are not passed through; each has two connectors that never slow down.
-    Trips join all pairs of zones. mean_load_frac: mean of flow over capacity of the streets if everybody took the way that is
-    shortest without traffic. Raises ConfigError for fewer than 2 zones or fewer than 9 crossings.
+    Trips join all pairs of zones. mean_load_frac: mean of flow over capacity of the streets if everybody took the way
+    that is shortest without traffic. Raises ConfigError for fewer than 2 zones or fewer than 9 crossings.
     """
     n_crossings = n_nodes - n_zones
     if n_zones < 2 or n_crossings < 9:
