@@ -1,4 +1,4 @@
-"""Who solves: find, probe, limit and run the solver; the only file that names HiGHS.
+"""Who solves: find, probe, limit and run the solver; the only file that names HiGHS and Clarabel.
 
 A Pyomo model becomes matrices once (`compile_model`), the matrices go to a child process that runs HiGHS and can be
 killed (`solve`, `solve_all`). The child runs this very file as a program, so that it starts in a fraction of a second
@@ -39,6 +39,8 @@ START_LIMIT_S = 60.0
 KILL_AFTER_S = 2.0
 """A child that has not answered this long after its time limit is killed: HiGHS looks at its clock between nodes."""
 N_WORKERS = 2
+CONIC_TOLERANCE = 1e-10
+"""Gap and feasibility that the conic solver is asked for; what it reaches is proven by the caller."""
 
 
 class Status(StrEnum):
@@ -285,6 +287,85 @@ def solve_all(tasks: Sequence[Task], time_limit_s: float, n_workers: int = N_WOR
             raise
 
 
+@dataclass(frozen=True)
+class ConicRows:
+    """Three affine rows, constant + factor x[column] (-1: no column), that lie in a cone.
+
+    ``power``: row0^alpha row1^(1 - alpha) >= |row2|. ``exponential``: row1 exp(row0 / row1) <= row2.
+    """
+
+    kind: str
+    alpha: float
+    constant: tuple[float, ...]
+    column: tuple[int, ...]
+    factor: tuple[float, ...]
+
+
+def solve_conic(form: StandardForm, cones: Sequence[ConicRows], time_limit_s: float) -> tuple[FloatArray, str]:
+    """A point (n,) of a programme with cones, and the solver's name and version; the caller proves how good it is.
+
+    Clarabel runs in this process: it looks at its clock in every iteration, and an iteration is short.
+
+    Raises:
+        DataError: NaN in the programme.
+        InfeasibleError: the programme has no feasible point.
+        SolverError: the solver is missing or ended with a status that proves nothing.
+    """
+    from evcs_gym.envs.errors import SolverError
+
+    _check_numbers(form)
+    try:
+        clarabel: Any = importlib.import_module("clarabel")
+    except ImportError as error:
+        raise SolverError(
+            f"solver Clarabel: could not be loaded: {error}; install it (pip install clarabel)"
+        ) from error
+    from scipy.sparse import csc_matrix
+
+    rows, right, kinds = _conic_rows(clarabel, form, cones)
+    settings = clarabel.DefaultSettings()
+    settings.verbose = False
+    settings.time_limit = float(time_limit_s)
+    settings.max_threads = 1
+    settings.tol_gap_abs = settings.tol_gap_rel = settings.tol_feas = CONIC_TOLERANCE
+    n = len(form.cost)
+    found = clarabel.DefaultSolver(csc_matrix((n, n)), form.cost, rows, right, kinds, settings).solve()
+    status = str(found.status)
+    if status in ("PrimalInfeasible", "AlmostPrimalInfeasible"):
+        raise _infeasible_error(form, "Clarabel")
+    if status not in ("Solved", "AlmostSolved", "InsufficientProgress"):
+        raise SolverError(f"solver Clarabel: ended with status {status!r}, which proves nothing; raise time_limit_s")
+    return np.array(found.x), f"Clarabel {clarabel.__version__}"
+
+
+def _conic_rows(clarabel: Any, form: StandardForm, cones: Sequence[ConicRows]) -> tuple[Any, FloatArray, list[Any]]:
+    """Rows, right sides and cones of right - rows x in cones: equalities, inequalities and boxes, then the cones."""
+    from scipy.sparse import csc_matrix, csr_matrix, identity, vstack
+
+    n, m = len(form.cost), len(form.row_lower)
+    matrix = csc_matrix((form.value, form.index, form.start), shape=(m, n)).tocsr()
+    equal = form.row_lower == form.row_upper
+    lower, upper = np.isfinite(form.row_lower) & ~equal, np.isfinite(form.row_upper) & ~equal
+    box = identity(n, format="csr")
+    below, above = np.isfinite(form.col_lower), np.isfinite(form.col_upper)
+    parts = [matrix[equal], -matrix[lower], matrix[upper], -box[below], box[above]]
+    right = [
+        form.row_lower[equal], -form.row_lower[lower], form.row_upper[upper], -form.col_lower[below],
+        form.col_upper[above],
+    ]  # fmt: skip
+    n_linear = sum(part.shape[0] for part in parts[1:])
+    kinds = [clarabel.ZeroConeT(int(equal.sum())), clarabel.NonnegativeConeT(n_linear)]
+    used = [(3 * c + k, cone.column[k], cone.factor[k]) for c, cone in enumerate(cones) for k in range(3)]
+    entries = [(row, column, -factor) for row, column, factor in used if column >= 0]
+    if cones:
+        row, column, value = (np.array(values) for values in zip(*entries, strict=True))
+        parts.append(csr_matrix((value, (row, column)), shape=(3 * len(cones), n)))
+        right.append(np.array([constant for cone in cones for constant in cone.constant]))
+    for cone in cones:
+        kinds.append(clarabel.PowerConeT(cone.alpha) if cone.kind == "power" else clarabel.ExponentialConeT())
+    return vstack(parts, format="csc"), np.concatenate(right), kinds
+
+
 def probe() -> list[SolverInfo]:
     """Solve a real LP and a real MILP: what ``evcs-gym doctor`` reports. Never raises."""
     from evcs_gym.envs.errors import EvcsError
@@ -462,11 +543,11 @@ def _solver_error(what: str) -> "SolverError":
     return SolverError(f"solver {SOLVER_NAME}: {what}; run 'evcs-gym doctor'")
 
 
-def _infeasible_error(form: StandardForm) -> "InfeasibleError":
+def _infeasible_error(form: StandardForm, solver: str = SOLVER_NAME) -> "InfeasibleError":
     from evcs_gym.envs.errors import InfeasibleError
 
     return InfeasibleError(
-        f"solver {SOLVER_NAME}: a programme of {len(form.cost)} variables and {len(form.row_lower)} rows has no "
+        f"solver {solver}: a programme of {len(form.cost)} variables and {len(form.row_lower)} rows has no "
         "feasible point; its data contradict each other"
     )
 

@@ -78,6 +78,7 @@ class SpeedTarget(StrEnum):
 
     fleet = "fleet"
     power_flow = "power-flow"
+    traffic = "traffic"
 
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout and nothing else.")]
@@ -135,14 +136,16 @@ def doctor(as_json: Json = False) -> None:
 
 @app.command()
 def speed(target: Annotated[SpeedTarget, typer.Argument(help="What to time.")], as_json: Json = False) -> None:
-    """Time the environment or the power flow, beside the peers that are installed."""
+    """Time the environment, the power flow or traffic equilibria, beside the peers that are installed."""
     from evcs_gym.evaluation import speed as timing
+    from evcs_gym.evaluation import speed_traffic as traffic_timing
 
     with _quiet_stdout(), _stderr().status("timing ..."):
-        rows = [
-            row.as_dict()
-            for row in (timing.speed_fleet() if target is SpeedTarget.fleet else timing.speed_power_flow())
-        ]
+        if target is SpeedTarget.traffic:
+            rows = [row.as_dict() for row in traffic_timing.speed_traffic()]
+        else:
+            timed = timing.speed_fleet() if target is SpeedTarget.fleet else timing.speed_power_flow()
+            rows = [row.as_dict() for row in timed]
     if as_json:
         _print_json({"rows": rows})
     else:

@@ -9,6 +9,7 @@ import numpy as np
 from evcs_gym.envs.fleet.normal import State, View, World
 from evcs_gym.envs.fleet.observation import OBSERVATION
 from evcs_gym.envs.grid import PHASE_UNIT, Feeder
+from evcs_gym.envs.traffic import RoadNetwork
 from evcs_gym.envs.types import ComplexArray, FloatArray
 from evcs_gym.envs.units import N_SLOTS, PHASE_BASE_KVA, SLOT_H
 
@@ -323,3 +324,28 @@ def plan_cost_reference(world: World, power_kw: FloatArray) -> tuple[float, floa
     gap_kwh = np.abs(days.base_kw[0] + bus_kw - days.dg_kw[0]).sum() * SLOT_H
     energy_eur = (days.import_eur_per_kwh[0] @ bus_kw).sum() * SLOT_H
     return float(world.spec.omega1_eur_per_kwh * gap_kwh), float(world.spec.energy_weight * energy_eur)
+
+
+def least_costs_reference(roads: RoadNetwork, cost_h: FloatArray) -> FloatArray:
+    """Least cost of each pair (K,) at link costs (L,), inf without a path; twin of ``traffic.kernels.trees``.
+
+    Bellman and Ford: every link relaxed as often as there are nodes.
+    """
+    least = np.full(roads.n_pairs, np.inf)
+    for origin in set(roads.origin.tolist()):
+        distance = [math.inf] * roads.n_nodes
+        distance[origin] = 0.0
+        for _ in range(roads.n_nodes):
+            for tail, head, cost in zip(roads.tail.tolist(), roads.head.tolist(), cost_h.tolist(), strict=True):
+                if tail == origin or tail >= roads.n_closed:
+                    distance[head] = min(distance[head], distance[tail] + cost)
+        mine = roads.origin == origin
+        least[mine] = np.array(distance)[roads.destination[mine]]
+    return least
+
+
+def erlang_c_reference(load: float, n_servers: int) -> float:
+    """Probability of waiting in M/M/s by the textbook's sums, load in erlang; twin of the kernel's recursion."""
+    terms = [load**k / math.factorial(k) for k in range(n_servers)]
+    last = load**n_servers / math.factorial(n_servers) * n_servers / (n_servers - load)
+    return last / (math.fsum(terms) + last)

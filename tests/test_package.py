@@ -19,12 +19,12 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
 PORTIONS = ("envs", "baselines", "training", "evaluation", "configs")
-HEAVY = ("torch", "pyomo", "pandapower", "matplotlib", "pandas", "stable_baselines3", "highspy")
+HEAVY = ("torch", "pyomo", "pandapower", "matplotlib", "pandas", "stable_baselines3", "highspy", "clarabel", "networkx")
 IMPORT_CPU_S = 1.0
 """What `import evcs_gym.envs` may take: the best of three, in CPU time, since tests share their cores."""
 SHIPPED_DATA_BYTES = 3e6
 
-SIMULATED = {"P1", "P2", "P3", "5", "6"}
+SIMULATED = {"P1", "P2", "P3", "T1", "T2", "T3", "T4", "T5", "T6", "5", "6"}
 """Equations of the model that stand as a comment `# (P1)` where the world computes them."""
 PROGRAMMED = {"5", "6", "7", "8"}
 """Equations of the model that have a function `c5_...` in baselines/forms."""

@@ -149,9 +149,16 @@ def test_doctor_fails_when_something_required_is_missing(monkeypatch: pytest.Mon
 ROW = {"name": "evcs-gym", "case": "c", "buses": 33, "batch": 8, "seconds_per_item": 1e-6, "items_per_second": 1e6}
 
 
-@pytest.mark.parametrize(("target", "function"), [("fleet", "speed_fleet"), ("power-flow", "speed_power_flow")])
-def test_speed_prints_rows(fake: Callable[..., None], target: str, function: str) -> None:
-    fake("evcs_gym.evaluation.speed", **{function: lambda: [SimpleNamespace(as_dict=lambda: dict(ROW))]})
+@pytest.mark.parametrize(
+    ("target", "module", "function"),
+    [
+        ("fleet", "speed", "speed_fleet"),
+        ("power-flow", "speed", "speed_power_flow"),
+        ("traffic", "speed_traffic", "speed_traffic"),
+    ],
+)
+def test_speed_prints_rows(fake: Callable[..., None], target: str, module: str, function: str) -> None:
+    fake(f"evcs_gym.evaluation.{module}", **{function: lambda: [SimpleNamespace(as_dict=lambda: dict(ROW))]})
     assert json.loads(run("speed", target, "--json").stdout) == {"rows": [ROW]}
     assert "evcs-gym" in run("speed", target).stdout
 
