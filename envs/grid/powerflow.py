@@ -15,14 +15,15 @@ from numpy.typing import ArrayLike
 
 from evcs_gym.envs.errors import ConfigError, DataError
 from evcs_gym.envs.grid.feeder import Feeder
-from evcs_gym.envs.grid.kernels import LANES, solve
+from evcs_gym.envs.grid.kernels import solve
+from evcs_gym.envs.grid.simd import LANES
 from evcs_gym.envs.threads import run_rows
 from evcs_gym.envs.types import BoolArray, ComplexArray, FloatArray, IntArray
 from evcs_gym.envs.units import PHASE_BASE_KVA
 
 PHASE_UNIT: Final = np.array([cmath.rect(1.0, math.radians(angle)) for angle in (0.0, -120.0, 120.0)])
 """(3,) direction of the source voltage of phases a, b, c."""
-_PARALLEL_FROM: Final = 24 * LANES
+_PARALLEL_FROM: Final = 48 * LANES
 """Cases from which threads pay for their launch (about a millisecond of work)."""
 _PHASES: Final = ("a", "b", "c")
 _NO_START: Final = np.empty((0, 0, 0))
