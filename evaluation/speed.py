@@ -126,9 +126,9 @@ def synthetic_tree(n_buses: int, drop_pu: float = 0.05) -> Feeder:
             name=f"tree{n_buses}",
         )
 
-    tiny = load * 1e-9
+    tiny: ComplexArray = np.asarray(load * 1e-9, dtype=np.complex128)
     fall = 1.0 - np.abs(power_flow(tree(tiny), tiny[None], tolerance_pu=1e-13).voltage_pu).min()
-    return tree(tiny * (drop_pu / fall))
+    return tree(np.asarray(tiny * (drop_pu / fall)))
 
 
 def _growth_row(n_buses: int, min_seconds: float) -> SpeedRow:

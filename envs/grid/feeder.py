@@ -19,6 +19,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from evcs_gym.envs.errors import ConfigError, DataError
+from evcs_gym.envs.grid import opendss
+from evcs_gym.envs.grid.equipment import Equipment, check_equipment, no_load_pu
+from evcs_gym.envs.grid.flags import HAS_DELTA, HAS_SHARES, HAS_SHUNT, HAS_TRANSFER
 from evcs_gym.envs.types import BoolArray, ComplexArray, FloatArray, IntArray, frozen
 from evcs_gym.envs.units import KW_PER_MW, PHASE_BASE_KVA, V_PER_KV
 
@@ -44,6 +47,7 @@ class Feeder:
     ampacity_a: (N,) largest current of the branch from the parent, per phase [A]; infinite where unknown.
     bus_name: (N,) label of each bus in messages and reports.
     name: label of the feeder.
+    equipment: transformers, regulators, shunts, delta and voltage-dependent loads; None where there are none.
     """
 
     parent: IntArray
@@ -53,6 +57,7 @@ class Feeder:
     ampacity_a: FloatArray
     bus_name: tuple[str, ...]
     name: str = "feeder"
+    equipment: Equipment | None = None
 
     def __len__(self) -> int:
         """Number of buses, the source included."""
@@ -72,9 +77,20 @@ class Feeder:
 
     @cached_property
     def impedance_pu(self) -> ComplexArray:
-        """(N, 3, 3) branch impedances on the base of one phase: (line_to_line_kv / sqrt 3)^2 / PHASE_BASE_KVA."""
-        base_ohm = self.phase_kv**2 * V_PER_KV / PHASE_BASE_KVA
-        return frozen(self.impedance_ohm / base_ohm)  # type: ignore[no-any-return]
+        """(N, 3, 3) branch impedances on the base of one phase: (nominal kV / sqrt 3)^2 / PHASE_BASE_KVA."""
+        return frozen(self.impedance_ohm / self.base_ohm[:, None, None])  # type: ignore[no-any-return]
+
+    @cached_property
+    def bus_kv(self) -> FloatArray:
+        """(N,) nominal voltage between two phases of every bus [kV]."""
+        level = np.full(len(self), self.line_to_line_kv) if self.equipment is None else self.equipment.bus_kv
+        return frozen(level)  # type: ignore[no-any-return]
+
+    @property
+    def base_ohm(self) -> FloatArray:
+        """(N,) impedance of 1 pu at each bus [ohm]."""
+        phase_kv = self.bus_kv / math.sqrt(3.0)
+        return np.asarray(phase_kv**2 * V_PER_KV / PHASE_BASE_KVA)
 
     @cached_property
     def sweep_order(self) -> IntArray:
@@ -105,6 +121,30 @@ class Feeder:
         impedance = np.ascontiguousarray(self.impedance_pu[order]).view(np.float64).ravel()
         return np.array(order), parent_row, impedance, self.phase_present[order].astype(np.float64)
 
+    @cached_property
+    def general_tables(self) -> tuple[IntArray, IntArray, IntArray, FloatArray, FloatArray, FloatArray]:
+        """What the general kernel reads of a feeder with equipment, in sweep order; private to the grid package.
+
+        Bus (N,), parent's row (N,), flags (N,), constants (N * TABLE,), phases present (N, 3), no-load voltages (N, 6).
+        """
+        order, parent_row, _, present = self.sweep_tables
+        parts = self.equipment
+        if parts is None:
+            raise DataError(f"feeder {self.name!r}: general_tables are those of equipment, and it has none")
+        n_buses = len(order)
+        shunt_pu = parts.shunt_siemens * self.base_ohm[:, None, None]
+        columns = (self.impedance_pu, parts.transfer, shunt_pu)
+        matrices = [np.ascontiguousarray(c[order]).view(np.float64).reshape(n_buses, -1) for c in columns]
+        shares = [share[order].reshape(n_buses, -1) for share in (parts.share_frac, parts.delta_share_frac)]
+        flags = np.zeros(n_buses, dtype=np.int64)
+        flags += HAS_TRANSFER * (np.abs(parts.transfer - np.eye(3)).max(axis=(1, 2)) > 0.0)[order]
+        flags += HAS_SHUNT * parts.shunt_siemens.any(axis=(1, 2))[order]
+        # a batch may bring delta loads of its own
+        flags += HAS_DELTA * (self.phase_present.sum(axis=1) > 1)[order]
+        flags += HAS_SHARES * np.any(parts.share_frac[..., 0] != 1.0, axis=1)[order]
+        voltage = np.ascontiguousarray(no_load_pu(self, parts)[order]).view(np.float64)
+        return order, parent_row, flags, np.hstack([*matrices, *shares]).ravel(), present, voltage
+
     @property
     def phase_kv(self) -> float:
         """Nominal voltage between phase and neutral [kV]."""
@@ -126,12 +166,13 @@ class Feeder:
         bus_name: Sequence[str] | None = None,
         ampacity_a: ArrayLike | None = None,
         name: str = "feeder",
+        equipment: Equipment | None = None,
     ) -> Self:
         """A feeder from plain arrays, checked completely; the arrays are copied.
 
         parent: (N,) integers, -1 for the source, bus 0. impedance_ohm: (N, 3, 3) complex [ohm]. line_to_line_kv: kV.
         load_kva: (N, 3) complex [kVA]. bus_name: N different labels, "0", "1", ... by default. ampacity_a: (N,) [A],
-        infinite by default.
+        infinite by default. equipment: ``Equipment.of``, where there is more than lines and constant-power wye loads.
 
         Raises DataError, naming the bus, for a wrong shape, a value that is not finite, a parent that does not
         exist, a loop, a bus that is not connected, a branch without impedance, a negative resistance, a phase that
@@ -155,10 +196,13 @@ class Feeder:
             ampacity_a=frozen(ampacity),
             bus_name=names,
             name=name,
+            equipment=equipment,
         )
         _check_tree(feeder, where)
         _check_branches(feeder, where)
         _check_loads(feeder, where)
+        if equipment is not None:
+            check_equipment(feeder, equipment, where)
         return feeder
 
     @classmethod
@@ -176,6 +220,22 @@ class Feeder:
         DataError for loops, isolated buses and malformed values.
         """
         return cls.from_arrays(**_read_pandapower(net))
+
+    @classmethod
+    def from_opendss(cls, path: str | Path) -> Self:
+        """A feeder from an OpenDSS file, read by the OpenDSS engine (package dss_python, extra ``peers``).
+
+        path: the master file of the circuit. Lines, reactors, transformers and banks of them are taken with their
+        primitive admittances, regulators at the taps and switches in the state in which the file leaves them. Bus 0 is
+        the ideal voltage behind the source's impedance; the source's pu is part of the feeder, so that ``source_pu``
+        = 1 is the file's source, and angles count from it. Loads keep their model at every voltage; OpenDSS's change
+        to constant impedance outside vminpu..vmaxpu.
+
+        Raises ConfigError where the engine is not installed and for what this model does not have (generators, load
+        models other than constant power, current and impedance, ungrounded neutrals, elements between three buses),
+        DataError for a file that does not run or does not solve, loops and isolated buses.
+        """
+        return cls.from_arrays(**_read_opendss(path))
 
 
 def load_feeder(name_or_path: str | Path) -> Feeder:
@@ -589,3 +649,57 @@ def _pandapower_loads(net: Any, index: Mapping[Any, int], where: str) -> Complex
                 )
             load_kva[index[row.bus]] += per_phase * row.scaling * KW_PER_MW
     return load_kva
+
+
+# OpenDSS
+
+
+def _read_opendss(path: str | Path) -> dict[str, Any]:
+    """Arguments of ``Feeder.from_arrays`` from an OpenDSS file."""
+    parts, level, name = opendss.collect_circuit(path)
+    where = f"OpenDSS circuit {name!r}"
+    if parts.source is None:
+        raise ConfigError(f"{where}: one three-phase source is needed, and there is none")
+    head, head_ohm, head_kv = parts.source
+    joined = {bus for pair in parts.series for bus in pair} | {head}
+    names = [opendss.SOURCE_NAME, head, *(bus for bus in level if bus in joined and bus != head)]
+    stray = sorted({bus for bus, _, _ in parts.loads} | set(parts.shunt) - joined)
+    stray = [bus for bus in stray if bus not in joined]
+    if stray:
+        raise DataError(f"{where}: bus {stray[0]!r} has a load or a shunt, but is not connected to the source")
+    index = {bus: i for i, bus in enumerate(names)}
+    bus_kv = np.array([level[head], *(level[bus] for bus in names[1:])])
+    if not (bus_kv > 0).all():
+        raise DataError(f"{where}: bus {names[int(np.argmin(bus_kv))]!r} has no nominal voltage; set voltagebases")
+    pairs = [(0, 1), *((index[a], index[b]) for a, b in parts.series)]
+    parent, branch = _tree_from_branches(pairs, names, where)
+    matrices = np.zeros((3, len(names), 3, 3), dtype=np.complex128)
+    impedance, transfer, shunt = matrices
+    transfer[:] = np.eye(3)
+    impedance[1], transfer[1] = head_ohm, np.eye(3) * (head_kv / level[head])
+    keys = list(parts.series)
+    for bus in range(2, len(names)):
+        key, up = keys[branch[bus] - 1], int(parent[bus])
+        impedance[bus], transfer[bus], near, far = opendss.branch_of(
+            parts.series[key],
+            parts.is_line[key],
+            names[up] == key[0],
+            bus_kv[up] / bus_kv[bus],
+            f"{where}: the branch from {names[up]!r} to {names[bus]!r}",
+        )
+        shunt[up] += near
+        shunt[bus] += far
+    for label, siemens in parts.shunt.items():
+        shunt[index[label]] += siemens
+    loads = opendss.loads_of(parts, index, bus_kv, where)
+    return {
+        "parent": parent,
+        "impedance_ohm": impedance,
+        "line_to_line_kv": float(bus_kv[0]),
+        "load_kva": loads.pop("load_kva"),
+        "bus_name": names,
+        "name": name,
+        "equipment": Equipment.of(
+            len(names), float(bus_kv[0]), transfer=transfer, shunt_siemens=shunt, bus_kv=bus_kv, **loads
+        ),
+    }

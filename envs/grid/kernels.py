@@ -147,7 +147,7 @@ def _lost(voltage: FloatArray, current: FloatArray, n_rows: int, loss: FloatArra
 
 
 @compiled
-def _gather(
+def gather(
     first: int,
     n_lanes: int,
     order: IntArray,
@@ -176,7 +176,7 @@ def _gather(
 
 
 @compiled
-def _publish(
+def publish(
     lane: int, case: int, order: IntArray, present: FloatArray, voltage: FloatArray, voltage_pu: FloatArray
 ) -> None:
     """Write one lane's voltages."""
@@ -217,7 +217,7 @@ def _replay(
     """Voltages of a block after ``n_sweeps`` sweeps: how a lane stood before the sweep that broke it."""
     size = order.size * ROW
     load, voltage, current, change_sq = np.empty(size), np.empty(size), np.empty(size), np.empty(LANES)
-    _gather(first, n_lanes, order, present, source, load_kva, pu_per_kva, start_pu, load, voltage)
+    gather(first, n_lanes, order, present, source, load_kva, pu_per_kva, start_pu, load, voltage)
     _inject(voltage, load, current, order.size)
     for _ in range(n_sweeps):
         _sweep(parent_row, impedance, load, voltage, current, change_sq)
@@ -255,7 +255,7 @@ def solve(
     pending = np.empty(LANES, dtype=np.bool_)
     for first in range(first_case, end_case, LANES):
         n_lanes = min(LANES, end_case - first)
-        _gather(first, n_lanes, order, present, source, load_kva, pu_per_kva, start_pu, load, voltage)
+        gather(first, n_lanes, order, present, source, load_kva, pu_per_kva, start_pu, load, voltage)
         _inject(voltage, load, current, order.size)
         for lane in range(n_lanes):
             pending[lane] = True
@@ -277,9 +277,9 @@ def solve(
                         iteration - 1, first, n_lanes, order, parent_row, impedance, present, source, load_kva,
                         pu_per_kva, start_pu,
                     )  # fmt: skip
-                    _publish(lane, case, order, present, before, voltage_pu)
+                    publish(lane, case, order, present, before, voltage_pu)
                 else:
-                    _publish(lane, case, order, present, voltage, voltage_pu)
+                    publish(lane, case, order, present, voltage, voltage_pu)
                 if converged:
                     if not lost:
                         _lost(voltage, current, order.size, loss)

@@ -8,7 +8,7 @@ and additions may be fused, nothing else is reordered.
 
 import operator
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from llvmlite import ir
 from numba.core import cgutils, types
@@ -24,7 +24,7 @@ _ALIGN: Final = 8
 """Alignment that may be relied on [bytes]: that of one number."""
 
 
-class _LanesType(types.Type):  # type: ignore[misc]
+class _LanesType(types.Type):
     """numba's name of a vector of lanes."""
 
     def __init__(self) -> None:
@@ -32,27 +32,32 @@ class _LanesType(types.Type):  # type: ignore[misc]
 
 
 @register_model(_LanesType)
-class _LanesModel(models.PrimitiveModel):  # type: ignore[misc]
+class _LanesModel(models.PrimitiveModel):
     """A vector of lanes is an LLVM vector."""
 
     def __init__(self, manager: Any, numba_type: Any) -> None:
-        super().__init__(manager, numba_type, _VECTOR)
+        super().__init__(manager, numba_type, _VECTOR)  # type: ignore[no-untyped-call]
 
 
 _lanes: Final = _LanesType()
 
 
+def _intrinsic(function: Callable[..., Any]) -> Callable[..., Any]:
+    """numba's decorator, with the arguments that callers see: those without the typing context."""
+    return cast(Callable[..., Any], intrinsic(function))
+
+
 def _define(operation: Callable[..., Any], instruction: str) -> None:
     """Give a Python operator its meaning for two vectors."""
 
-    class Template(ConcreteTemplate):  # type: ignore[misc]
-        cases = (signature(_lanes, _lanes, _lanes),)
+    class Template(ConcreteTemplate):
+        cases = (signature(_lanes, _lanes, _lanes),)  # type: ignore[no-untyped-call]
 
     def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         return getattr(builder, instruction)(*args, flags=_FUSE)
 
-    infer_global(operation)(Template)
-    lower_builtin(operation, _LanesType, _LanesType)(lower)
+    infer_global(operation)(Template)  # type: ignore[no-untyped-call]
+    lower_builtin(operation, _LanesType, _LanesType)(lower)  # type: ignore[no-untyped-call]
 
 
 _define(operator.add, "fadd")
@@ -68,7 +73,7 @@ def _address(context: Any, builder: Any, array_type: Any, array: Any, index: Any
     return builder.bitcast(builder.gep(data, [index]), _VECTOR.as_pointer())
 
 
-@intrinsic  # type: ignore[misc]
+@_intrinsic
 def get(typing_context: Any, array: Any, index: Any) -> Any:
     """The vector that begins at ``index`` of a flat float64 array."""
 
@@ -78,7 +83,7 @@ def get(typing_context: Any, array: Any, index: Any) -> Any:
     return _lanes(array, types.uintp), generate
 
 
-@intrinsic  # type: ignore[misc]
+@_intrinsic
 def put(typing_context: Any, array: Any, index: Any, value: Any) -> Any:
     """Write a vector from ``index`` of a flat float64 array on."""
 
@@ -89,7 +94,7 @@ def put(typing_context: Any, array: Any, index: Any, value: Any) -> Any:
     return types.void(array, types.uintp, _lanes), generate
 
 
-@intrinsic  # type: ignore[misc]
+@_intrinsic
 def splat(typing_context: Any, value: Any) -> Any:
     """One number in every lane."""
 
@@ -101,19 +106,20 @@ def splat(typing_context: Any, value: Any) -> Any:
     return _lanes(types.float64), generate
 
 
-@intrinsic  # type: ignore[misc]
+@_intrinsic
 def root(typing_context: Any, value: Any) -> Any:
     """Square root of every lane."""
 
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         kind = ir.FunctionType(_VECTOR, [_VECTOR])
-        function = cgutils.get_or_insert_function(builder.module, kind, f"llvm.sqrt.v{LANES}f64")
+        name = f"llvm.sqrt.v{LANES}f64"
+        function = cgutils.get_or_insert_function(builder.module, kind, name)  # type: ignore[no-untyped-call]
         return builder.call(function, args)
 
     return _lanes(_lanes), generate
 
 
-@intrinsic  # type: ignore[misc]
+@_intrinsic
 def larger(typing_context: Any, one: Any, other: Any) -> Any:
     """The larger of two vectors of non-negative numbers, lane by lane; NaN counts as larger than infinity.
 
