@@ -19,12 +19,11 @@ import numpy as np
 
 from evcs_gym.envs.errors import ConfigError
 from evcs_gym.envs.grid import Feeder, load_feeder, power_flow
+from evcs_gym.envs.grid.pandapower_net import STIFF_SOURCE_MVA
 from evcs_gym.envs.types import ComplexArray
 from evcs_gym.envs.units import KW_PER_MW, N_SLOTS, NS_PER_S, V_PER_KV
 
 _LOG: Final = logging.getLogger(__name__)
-_STIFF_SOURCE_MVA: Final = 1e12
-"""Short-circuit power that makes a peer's source ideal, as ours is."""
 _TOLERANCE_PU: Final = 1e-8
 GROWTH_BUSES: Final = (33, 123, 906, 2500, 8500)
 """Sizes of the trees that show how the cost grows: those of well-known test feeders."""
@@ -222,7 +221,7 @@ def power_grid_model_input(feeder: Feeder, source_pu: float = 1.0) -> dict[str, 
     load["q_specified"] = feeder.load_kva[1:].imag * KW_PER_MW
     source = initialize_array("input", "source", 1)
     source["id"], source["node"], source["status"], source["u_ref"] = 3 * n_buses, 0, 1, source_pu
-    source["sk"] = _STIFF_SOURCE_MVA * KW_PER_MW**2
+    source["sk"] = STIFF_SOURCE_MVA * KW_PER_MW**2
     return {"node": node, "asym_line": line, "asym_load": load, "source": source}
 
 
@@ -244,60 +243,10 @@ def power_grid_model_update(feeder: Feeder, loads_kva: ComplexArray) -> dict[str
 def _pandapower_row(feeder: Feeder, load_kva: ComplexArray, min_seconds: float) -> SpeedRow:
     from pandapower import runpp_3ph
 
-    net = pandapower_net(feeder, load_kva)
+    net = feeder.to_pandapower(load_kva)
     tolerance_mva = _TOLERANCE_PU
     seconds = median_seconds(partial(runpp_3ph, net, tolerance_mva=tolerance_mva), min_seconds, clock=time.process_time)
     return _row("pandapower", feeder, 1, seconds, "runpp_3ph")
-
-
-def pandapower_net(feeder: Feeder, load_kva: ComplexArray, source_pu: float = 1.0) -> Any:
-    """The feeder with loads (N, 3) [kVA] as a pandapower network ready for ``runpp_3ph``; bus index = bus.
-
-    pandapower describes a line by its sequence impedances, so every line must be transposed (equal self and equal
-    mutual impedances); raises ConfigError otherwise.
-    """
-    import pandapower
-
-    own = feeder.impedance_ohm[:, 0, 0]
-    mutual = feeder.impedance_ohm[:, 0, 1]
-    transposed = np.where(np.eye(3, dtype=np.bool_), own[:, None, None], mutual[:, None, None])
-    if not np.allclose(feeder.impedance_ohm, transposed, rtol=1e-9, atol=0.0):
-        raise ConfigError(f"feeder {feeder.name!r} has untransposed lines, which pandapower cannot describe")
-    z1, z0 = own - mutual, own + 2.0 * mutual
-    net = pandapower.create_empty_network(name=feeder.name)
-    for bus in range(len(feeder)):
-        pandapower.create_bus(net, vn_kv=feeder.line_to_line_kv, name=feeder.bus_name[bus], index=bus)
-        if bus == 0:
-            continue
-        pandapower.create_line_from_parameters(
-            net,
-            from_bus=int(feeder.parent[bus]),
-            to_bus=bus,
-            length_km=1.0,
-            r_ohm_per_km=z1[bus].real,
-            x_ohm_per_km=z1[bus].imag,
-            c_nf_per_km=0.0,
-            max_i_ka=feeder.ampacity_a[bus] / V_PER_KV,
-            r0_ohm_per_km=z0[bus].real,
-            x0_ohm_per_km=z0[bus].imag,
-            c0_nf_per_km=0.0,
-        )
-        power = {
-            f"{part}_{phase}_{unit}": value / KW_PER_MW
-            for part, unit, values in (("p", "mw", load_kva[bus].real), ("q", "mvar", load_kva[bus].imag))
-            for phase, value in zip("abc", values.tolist(), strict=True)
-        }
-        pandapower.create_asymmetric_load(net, bus=bus, **power)
-    pandapower.create_ext_grid(
-        net,
-        bus=0,
-        vm_pu=source_pu,
-        s_sc_max_mva=_STIFF_SOURCE_MVA,
-        rx_max=0.1,
-        x0x_max=1.0,
-        r0x0_max=0.1,
-    )
-    return net
 
 
 # environments

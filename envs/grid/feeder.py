@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from evcs_gym.envs.errors import ConfigError, DataError
-from evcs_gym.envs.grid import opendss
+from evcs_gym.envs.grid import opendss, pandapower_net
 from evcs_gym.envs.grid.equipment import Equipment, check_equipment, no_load_pu
 from evcs_gym.envs.grid.flags import HAS_DELTA, HAS_SHARES, HAS_SHUNT, HAS_TRANSFER
 from evcs_gym.envs.types import BoolArray, ComplexArray, FloatArray, IntArray, frozen
@@ -138,7 +138,7 @@ class Feeder:
         shares = [share[order].reshape(n_buses, -1) for share in (parts.share_frac, parts.delta_share_frac)]
         flags = np.zeros(n_buses, dtype=np.int64)
         flags += HAS_TRANSFER * (np.abs(parts.transfer - np.eye(3)).max(axis=(1, 2)) > 0.0)[order]
-        flags += HAS_SHUNT * parts.shunt_siemens.any(axis=(1, 2))[order]
+        flags += HAS_SHUNT * (np.abs(parts.shunt_siemens).max(axis=(1, 2)) > 0.0)[order]
         # a batch may bring delta loads of its own
         flags += HAS_DELTA * (self.phase_present.sum(axis=1) > 1)[order]
         flags += HAS_SHARES * np.any(parts.share_frac[..., 0] != 1.0, axis=1)[order]
@@ -207,7 +207,7 @@ class Feeder:
 
     @classmethod
     def from_pandapower(cls, net: Any) -> Self:
-        """A feeder from a pandapower network with one external grid, lines and loads.
+        """A feeder from a pandapower network with one external grid, lines, Dyn transformers, loads and shunts.
 
         Bus 0 is the bus of the external grid, the others follow in the order of ``net.bus``; labels are pandapower's
         bus indices. Each line becomes a branch with the positive-sequence impedance of its columns r, x_ohm_per_km;
@@ -215,11 +215,19 @@ class Feeder:
         Z1 and they are not. Rows of ``net.load`` are split evenly over the phases. ``net.ext_grid.vm_pu`` is not
         taken over: the source voltage is an argument of the power flow, since tap changers move it.
 
-        Raises ConfigError for what this model does not have (transformers, generators, shunts, line capacitance,
-        closed bus-bus switches, voltage-dependent or delta loads, several external grids or voltage levels) and
+        Raises ConfigError for what this model does not have (transformers other than Dyn, generators, line
+        capacitance, closed bus-bus switches, voltage-dependent or delta loads, several external grids) and
         DataError for loops, isolated buses and malformed values.
         """
         return cls.from_arrays(**_read_pandapower(net))
+
+    def to_pandapower(self, load_kva: ComplexArray | None = None, source_pu: float = 1.0) -> Any:
+        """The feeder as a pandapower network ready for ``runpp_3ph`` and its plots; bus index = bus.
+
+        load_kva: (N, 3) [kVA], the nominal loads by default. Raises ConfigError for equipment and for untransposed
+        lines: pandapower describes a line by its sequence impedances.
+        """
+        return pandapower_net.write_net(self, self.load_kva if load_kva is None else load_kva, source_pu)
 
     @classmethod
     def from_opendss(cls, path: str | Path) -> Self:
@@ -519,14 +527,12 @@ def _number(text: str | None, where: str) -> float:
 # pandapower; duck-typed, so that the environments do not depend on it
 
 _UNSUPPORTED_ELEMENTS: Final = (
-    "trafo",
     "trafo3w",
     "gen",
     "sgen",
     "asymmetric_sgen",
     "storage",
     "motor",
-    "shunt",
     "ward",
     "xward",
     "impedance",
@@ -554,18 +560,52 @@ def _read_pandapower(net: Any) -> dict[str, Any]:
     names = [str(bus) for bus in buses]
     index = {bus: i for i, bus in enumerate(buses)}
     pairs, matrices, ampacity = _pandapower_lines(net, index, where)
-    parent, branch = _tree_from_branches(pairs, names, where)
-    ampacity_by_bus = np.full(len(buses), np.inf)
-    ampacity_by_bus[1:] = ampacity[branch[1:]]
+    bus_kv = in_service.vn_kv.loc[buses].to_numpy(dtype=np.float64)
+    ends = [*pairs, *_pandapower_transformers(net, index, where)]
+    parent, branch = _tree_from_branches(ends, names, where)
+    impedance, ampacity_by_bus = np.zeros((len(buses), 3, 3), dtype=np.complex128), np.full(len(buses), np.inf)
+    transfer = np.repeat(np.eye(3, dtype=np.complex128)[None], len(buses), axis=0)
+    transformers = list(net.trafo[net.trafo.in_service.astype(bool)].itertuples())
+    for bus in range(1, len(buses)):
+        up, kind = int(parent[bus]), int(branch[bus])
+        if kind < len(pairs):
+            if bus_kv[up] != bus_kv[bus]:
+                raise DataError(f"{where}: the line to bus {names[bus]!r} joins {bus_kv[up]} kV and {bus_kv[bus]} kV")
+            impedance[bus], ampacity_by_bus[bus] = matrices[kind], ampacity[kind]
+            continue
+        row = transformers[kind - len(pairs)]
+        label = f"{where}: net.trafo {row.Index}"
+        if buses[bus] != row.lv_bus:
+            raise ConfigError(f"{label} must have its low side towards the loads, but it is fed from there")
+        impedance[bus], transfer[bus], ampacity_by_bus[bus] = pandapower_net.transformer_branch(
+            row, bus_kv[up], bus_kv[bus], label
+        )
+    shunt = pandapower_net.shunt_siemens(net, index, where)
+    plain = not transformers and not shunt.any()
+    parts = Equipment.of(len(buses), bus_kv[0], transfer=transfer, shunt_siemens=shunt, bus_kv=bus_kv)
     return {
         "parent": parent,
-        "impedance_ohm": _by_bus(matrices, branch),
-        "line_to_line_kv": _one_level(in_service.vn_kv.to_numpy(dtype=np.float64), where),
+        "impedance_ohm": impedance,
+        "line_to_line_kv": _one_level(bus_kv, where) if plain else float(bus_kv[0]),
         "load_kva": _pandapower_loads(net, index, where),
         "bus_name": names,
         "ampacity_a": ampacity_by_bus,
         "name": name,
+        "equipment": None if plain else parts,
     }
+
+
+def _pandapower_transformers(net: Any, index: Mapping[Any, int], where: str) -> list[tuple[int, int]]:
+    """Ends of the transformers in service."""
+    pairs: list[tuple[int, int]] = []
+    for row in net.trafo[net.trafo.in_service.astype(bool)].itertuples():
+        for end in (row.hv_bus, row.lv_bus):
+            if end not in index:
+                raise DataError(
+                    f"{where}: net.trafo {row.Index} ends at bus {end}, which does not exist or is out of service"
+                )
+        pairs.append((index[row.hv_bus], index[row.lv_bus]))
+    return pairs
 
 
 def _refuse_unsupported(net: Any, where: str) -> None:
@@ -574,7 +614,7 @@ def _refuse_unsupported(net: Any, where: str) -> None:
         if table is not None and len(table) and table.in_service.astype(bool).any():
             raise ConfigError(
                 f"{where}: {int(table.in_service.sum())} element(s) of net.{element} are in service, but a feeder "
-                "holds lines and loads of one voltage level only; remove them, or set in_service to False"
+                "holds lines, Dyn transformers, loads and shunts only; remove them, or set in_service to False"
             )
     switches = net.switch[net.switch.closed.astype(bool)]
     for row in switches.itertuples():

@@ -238,9 +238,13 @@ def add_transformer(net: Any) -> None:
 @pytest.mark.parametrize(
     ("spoil", "error", "message"),
     [
-        (add_transformer, ConfigError, r"net.trafo are in service"),
+        (add_transformer, ConfigError, r"pfe_kw must be 0"),
         (lambda net: pandapower.create_sgen(net, 5, p_mw=0.1), ConfigError, r"net.sgen are in service"),
-        (lambda net: pandapower.create_shunt(net, 5, q_mvar=0.1), ConfigError, r"net.shunt are in service"),
+        (
+            lambda net: pandapower.create_storage(net, 5, p_mw=0.1, max_e_mwh=1),
+            ConfigError,
+            r"net.storage are in service",
+        ),
         (lambda net: pandapower.create_ext_grid(net, 5), ConfigError, r"one external grid .* got 2"),
         (lambda net: net.ext_grid.drop(0, inplace=True), ConfigError, r"one external grid .* got 0"),
         (lambda net: net.ext_grid.__setitem__("bus", 99), DataError, r"external grid is at bus 99, which does not"),
@@ -252,11 +256,29 @@ def add_transformer(net: Any) -> None:
         (lambda net: net.load.__setitem__("const_z_p_percent", 5.0), ConfigError, r"net.load 0 depends on voltage"),
         (lambda net: net.line.__setitem__("r_ohm_per_km", np.nan), DataError, r"impedance_ohm must be finite"),
         (lambda net: net.line.__setitem__("in_service", False), DataError, r"bus '7' is not connected"),
-        (lambda net: net.bus.__setitem__("vn_kv", [10.0, 10.0, 20.0]), DataError, r"one voltage level"),
+        (
+            lambda net: net.bus.__setitem__("vn_kv", [10.0, 10.0, 20.0]),
+            DataError,
+            r"joins 10\.0 kV and 20\.0 kV|joins 20\.0 kV and 10\.0 kV",
+        ),
     ],
 )
 def test_pandapower_networks_beyond_the_model_are_refused(spoil: Any, error: type[Exception], message: str) -> None:
     net = small_net()
     spoil(net)
     with pytest.raises(error, match=message):
+        Feeder.from_pandapower(net)
+
+
+def test_pandapower_transformers_that_lead_nowhere_are_refused() -> None:
+    net = pandapower.create_empty_network()
+    high, low = pandapower.create_bus(net, vn_kv=10.0), pandapower.create_bus(net, vn_kv=0.4)
+    values = {"sn_mva": 0.4, "vn_hv_kv": 10.0, "vn_lv_kv": 0.4, "vk_percent": 4.0, "vkr_percent": 1.0}
+    values |= {"pfe_kw": 0.0, "i0_percent": 0.0, "shift_degree": 150.0}
+    pandapower.create_transformer_from_parameters(net, high, low, vector_group="Dyn", **values)
+    pandapower.create_ext_grid(net, low)
+    with pytest.raises(ConfigError, match="must have its low side towards the loads"):
+        Feeder.from_pandapower(net)
+    net.trafo.loc[0, "hv_bus"] = 99
+    with pytest.raises(DataError, match=r"net\.trafo 0 ends at bus 99"):
         Feeder.from_pandapower(net)
