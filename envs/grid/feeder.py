@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -24,6 +24,9 @@ from evcs_gym.envs.grid.equipment import Equipment, check_equipment, no_load_pu
 from evcs_gym.envs.grid.flags import HAS_DELTA, HAS_SHARES, HAS_SHUNT, HAS_TRANSFER
 from evcs_gym.envs.types import BoolArray, ComplexArray, FloatArray, IntArray, frozen
 from evcs_gym.envs.units import KW_PER_MW, PHASE_BASE_KVA, V_PER_KV
+
+if TYPE_CHECKING:
+    from evcs_gym.envs.grid.powerflow import PowerFlow
 
 SHIPPED_FEEDERS: Final = ("case33bw", "synthetic33")
 """Names that ``load_feeder`` knows."""
@@ -220,6 +223,26 @@ class Feeder:
         DataError for loops, isolated buses and malformed values.
         """
         return cls.from_arrays(**_read_pandapower(net))
+
+    def check(self, vmin_pu: float = 0.95, vmax_pu: float = 1.05) -> list[str]:
+        """What is doubtful about the feeder, in words; empty if nothing is.
+
+        Suspected units (a branch that would drop 20 % at nominal load, or none that drops anything), and what the
+        power flow of the nominal loads breaks: voltage limits, ampacities, 2 % unbalance, convergence. What makes a
+        feeder impossible (loops, islands, absent phases, signs) is refused when it is made, with a DataError.
+        """
+        from evcs_gym.envs.grid.inspect import complaints
+
+        return complaints(self, vmin_pu, vmax_pu)
+
+    def plot(self, flow: "PowerFlow", case: int = 0) -> Any:
+        """Matplotlib figure of one case's voltages by phase against the electrical distance from the source.
+
+        Raises ConfigError for a power flow of another feeder or a case that did not converge.
+        """
+        from evcs_gym.envs.grid.inspect import voltage_figure
+
+        return voltage_figure(self, flow, case)
 
     def to_pandapower(self, load_kva: ComplexArray | None = None, source_pu: float = 1.0) -> Any:
         """The feeder as a pandapower network ready for ``runpp_3ph`` and its plots; bus index = bus.
