@@ -21,6 +21,7 @@ from numpy.typing import ArrayLike
 from evcs_gym.envs.errors import ConfigError, DataError
 from evcs_gym.envs.grid import opendss, pandapower_net
 from evcs_gym.envs.grid.equipment import Equipment, check_equipment, no_load_pu
+from evcs_gym.envs.grid.feeder_file import read_feeder, save_feeder
 from evcs_gym.envs.grid.flags import HAS_DELTA, HAS_SHARES, HAS_SHUNT, HAS_TRANSFER
 from evcs_gym.envs.types import BoolArray, ComplexArray, FloatArray, IntArray, frozen
 from evcs_gym.envs.units import KW_PER_MW, PHASE_BASE_KVA, V_PER_KV
@@ -28,7 +29,7 @@ from evcs_gym.envs.units import KW_PER_MW, PHASE_BASE_KVA, V_PER_KV
 if TYPE_CHECKING:
     from evcs_gym.envs.grid.powerflow import PowerFlow
 
-SHIPPED_FEEDERS: Final = ("case33bw", "synthetic33")
+SHIPPED_FEEDERS: Final = ("case33bw", "synthetic33", "ieee13")
 """Names that ``load_feeder`` knows."""
 
 _N_PHASES: Final = 3
@@ -244,6 +245,10 @@ class Feeder:
 
         return voltage_figure(self, flow, case)
 
+    def save(self, path: str | Path, source: str) -> None:
+        """Write the feeder with its equipment to a JSON file for ``load_feeder``; source: where the data come from."""
+        save_feeder(self, path, source)
+
     def to_pandapower(self, load_kva: ComplexArray | None = None, source_pu: float = 1.0) -> Any:
         """The feeder as a pandapower network ready for ``runpp_3ph`` and its plots; bus index = bus.
 
@@ -270,7 +275,8 @@ class Feeder:
 
 
 def load_feeder(name_or_path: str | Path) -> Feeder:
-    """A shipped feeder by name ("synthetic33", "case33bw"), or one of your own by the common prefix of its two tables.
+    """A shipped feeder by name ("synthetic33", "case33bw", "ieee13"), or one of your own: a file of ``Feeder.save``
+    (PATH.json), or the common prefix of two tables.
 
     ``<prefix>_bus.csv`` and ``<prefix>_branch.csv`` hold a balanced network (columns bus, Pd_kW, Qd_kvar, base_kV_LL;
     from, to, r_ohm, x_ohm, status_closed): a third of each load per phase, uncoupled phases. ``<prefix>_lines.csv``
@@ -283,15 +289,20 @@ def load_feeder(name_or_path: str | Path) -> Feeder:
     text = str(name_or_path)
     if text in SHIPPED_FEEDERS:
         folder: Traversable = importlib.resources.files("evcs_gym.envs.data")
+        packed = folder / f"feeder_{text}.json"
+        if packed.is_file():
+            return Feeder.from_arrays(**read_feeder(packed.read_text(encoding="utf-8"), packed.name))
         return _read_tables(folder, f"feeder_{text}", text)
     prefix = Path(name_or_path)
+    if prefix.suffix == ".json" and prefix.is_file():
+        return Feeder.from_arrays(**read_feeder(prefix.read_text(encoding="utf-8"), prefix.name))
     if prefix.parent.is_dir() and any(prefix.parent.glob(f"{prefix.name}_*.csv")):
         return _read_tables(prefix.parent, prefix.name, prefix.name)
     nearest = difflib.get_close_matches(text, SHIPPED_FEEDERS, n=1)
     hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
     raise ConfigError(
-        f"no feeder {text!r}: give one of {', '.join(SHIPPED_FEEDERS)}, or the common prefix of two tables "
-        f"(PREFIX_lines.csv with PREFIX_loads.csv, or PREFIX_branch.csv with PREFIX_bus.csv){hint}"
+        f"no feeder {text!r}: give one of {', '.join(SHIPPED_FEEDERS)}, a .json file of Feeder.save, "
+        f"or the common prefix of two tables (PREFIX_lines.csv with PREFIX_loads.csv, or PREFIX_branch.csv with PREFIX_bus.csv){hint}"
     )
 
 

@@ -218,7 +218,7 @@ def _search(
         flow = case.solve(position, best.voltage_pu)
         now = case.excesses(position, flow)
         n_flows += active
-        good = now.max(axis=1) <= PASS_TOLERANCE
+        good = now.max(axis=1) <= PASS_TOLERANCE  # (N4)
         passed, missed = active & good, active & ~good
         # Illinois: the end that stays twice counts half
         high_weight[passed & (last > 0)] *= 0.5
