@@ -302,7 +302,8 @@ def load_feeder(name_or_path: str | Path) -> Feeder:
     hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
     raise ConfigError(
         f"no feeder {text!r}: give one of {', '.join(SHIPPED_FEEDERS)}, a .json file of Feeder.save, "
-        f"or the common prefix of two tables (PREFIX_lines.csv with PREFIX_loads.csv, or PREFIX_branch.csv with PREFIX_bus.csv){hint}"
+        "or the common prefix of two tables (PREFIX_lines.csv with PREFIX_loads.csv, or PREFIX_branch.csv with "
+        f"PREFIX_bus.csv){hint}"
     )
 
 
