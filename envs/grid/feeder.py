@@ -268,7 +268,8 @@ class Feeder:
         to constant impedance outside vminpu..vmaxpu.
 
         Raises ConfigError where the engine is not installed and for what this model does not have (generators, load
-        models other than constant power, current and impedance, ungrounded neutrals, elements between three buses),
+        models other than constant power, current and impedance, ungrounded neutrals, networks behind an ungrounded
+        delta winding such as the IEEE 37-bus feeder, elements between three buses),
         DataError for a file that does not run or does not solve, loops and isolated buses.
         """
         return cls.from_arrays(**_read_opendss(path))
@@ -755,6 +756,12 @@ def _read_opendss(path: str | Path) -> dict[str, Any]:
     keys = list(parts.series)
     for bus in range(2, len(names)):
         key, up = keys[branch[bus] - 1], int(parent[bus])
+        goes_on = (parent == bus).any() or names[bus] in parts.shunt
+        if not parts.is_line[key] and goes_on and opendss.is_floating(parts.series[key], names[up] == key[0]):
+            raise ConfigError(
+                f"{where}: bus {names[bus]!r} is fed by an ungrounded winding and has branches or shunts of its own; "
+                "its voltage to ground hangs on leakage, which a sweep cannot follow: only a last bus may be so fed"
+            )
         impedance[bus], transfer[bus], near, far = opendss.branch_of(
             parts.series[key],
             parts.is_line[key],

@@ -33,6 +33,8 @@ _SILENT: Final = (
 _POWER, _IMPEDANCE, _CURRENT = 1, 2, 5
 """OpenDSS's numbers of the load models that exist here."""
 _PAIRS: Final = {frozenset((1, 2)): 0, frozenset((2, 3)): 1, frozenset((1, 3)): 2}
+_FLOATING: Final = 1e-4
+"""Share of a winding's admittances that its common current may find and the winding still counts as ungrounded."""
 _PARALLEL_TOLERANCE: Final = 1e-9
 
 
@@ -214,6 +216,12 @@ def branch_of(
     volts = -impedance @ y_fn
     transfer[far] = volts[far] * kv_ratio
     return impedance, transfer, y_nn + y_nf @ volts, np.zeros((3, 3), dtype=np.complex128)
+
+
+def is_floating(block: ComplexArray, from_first: bool) -> bool:
+    """Whether the far end of a three-phase admittance matrix has no path for a current common to its phases."""
+    far = (block if from_first else np.roll(block, (3, 3), axis=(0, 1)))[3:, 3:]
+    return bool(np.diagonal(far).all()) and abs(far.sum()) < _FLOATING * float(np.abs(far).sum())
 
 
 def loads_of(parts: _Parts, index: Mapping[str, int], bus_kv: Any, where: str) -> dict[str, Any]:

@@ -55,6 +55,8 @@ New Transformer.yy phases=3 windings=2 xhl=4 buses=[mid low] conns=[wye wye] kvs
 ~ %rs=[0.5 0.5]
 New Load.low bus1=low.1 phases=1 kV=0.277 kW=120 kvar=60
 New Load.all bus1=low phases=3 kV=0.48 kW=150 kvar=70""",
+    "delta-delta transformer at the end": """
+New Transformer.dd phases=3 windings=2 xhl=2.72 buses=[mid low] conns=[delta delta] kvs=[4.16 0.48] kvas=[150 150]""",
     "delta-wye transformer": """
 New Transformer.dy phases=3 windings=2 xhl=4 buses=[mid low] conns=[delta wye] kvs=[4.16 0.48] kvas=[500 500]
 ~ %rs=[0.5 0.5]
@@ -191,6 +193,12 @@ def test_the_13_bus_feeder_agrees_with_the_engine(tmp_path: Path) -> None:
             "New Load.p bus1=mid.1 phases=1 kV=2.4 kW=10 kvar=0 model=5",
             ConfigError,
             "loads of different models and power factors on one phase",
+        ),
+        (
+            "New Transformer.dd phases=3 xhl=4 buses=[mid low] conns=[delta delta] kvs=[4.16 0.48] kvas=[500 500]\n"
+            "New Line.below bus1=low bus2=end linecode=full length=10 units=ft",
+            ConfigError,
+            "bus 'low' is fed by an ungrounded winding",
         ),
         ("New Vsource.second bus1=mid basekv=4.16", ConfigError, "'vsource.second' is a second"),
         ("New Line.broken bus1=mid bus2=far linecode=nothing", DataError, "the engine could not run"),
