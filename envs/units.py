@@ -19,6 +19,8 @@ V_PER_KV: Final = 1000.0
 G_PER_KG: Final = 1000.0
 S_PER_H: Final = 3600.0
 MS_PER_S: Final = 1000.0
+US_PER_S: Final = 1e6
+NS_PER_S: Final = 1e9
 
 
 def eur_per_kwh(eur_per_mwh: float) -> float:

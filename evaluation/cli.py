@@ -135,21 +135,35 @@ def doctor(as_json: Json = False) -> None:
 
 
 @app.command()
-def speed(target: Annotated[SpeedTarget, typer.Argument(help="What to time.")], as_json: Json = False) -> None:
+def speed(
+    target: Annotated[SpeedTarget, typer.Argument(help="What to time.")],
+    plot: Annotated[Path | None, typer.Option(help="Power flow: store the growth with buses as SVG or PNG.")] = None,
+    as_json: Json = False,
+) -> None:
     """Time the environment, the power flow or traffic equilibria, beside the peers that are installed."""
+    from evcs_gym.envs.errors import ConfigError
     from evcs_gym.evaluation import speed as timing
     from evcs_gym.evaluation import speed_traffic as traffic_timing
 
+    if plot is not None and target is not SpeedTarget.power_flow:
+        raise ConfigError("speed: --plot shows the growth of the power flow; leave it out for other targets")
     with _quiet_stdout(), _stderr().status("timing ..."):
-        if target is SpeedTarget.traffic:
-            rows = [row.as_dict() for row in traffic_timing.speed_traffic()]
-        else:
-            timed = timing.speed_fleet() if target is SpeedTarget.fleet else timing.speed_power_flow()
-            rows = [row.as_dict() for row in timed]
+        measure = {
+            SpeedTarget.fleet: timing.speed_fleet,
+            SpeedTarget.power_flow: timing.speed_power_flow,
+            SpeedTarget.traffic: traffic_timing.speed_traffic,
+        }
+        measured = measure[target]()
+    if plot is not None:
+        from evcs_gym.evaluation.figures import growth_figure
+
+        growth_figure(measured).savefig(plot, facecolor="white")
+    rows = [{k: v for k, v in row.as_dict().items() if v == v} for row in measured]  # NaN is no JSON
     if as_json:
         _print_json({"rows": rows})
     else:
-        _stdout().print(_table_of(rows))
+        names = list(dict.fromkeys(name for row in rows for name in row))
+        _stdout().print(_table_of([{name: row.get(name, "") for name in names} for row in rows]))
 
 
 @app.command()

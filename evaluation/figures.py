@@ -21,7 +21,9 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, MultipleLocator
 
 from evcs_gym.envs.errors import DataError
 from evcs_gym.envs.types import BoolArray, FloatArray
+from evcs_gym.envs.units import US_PER_S
 from evcs_gym.evaluation.records import Comparison, DayTrace, Kind, PolicyResult, TrainingCurve
+from evcs_gym.evaluation.speed import SpeedRow
 
 BLUE: Final = "#0072b2"
 VERMILLION: Final = "#d55e00"
@@ -311,6 +313,32 @@ def _run_lines(axes: Axes, curve: TrainingCurve, names: Mapping[int, str], colou
 
 def _thousands(value: float, _: int | None) -> str:
     return f"{value:,.0f}"
+
+
+# --- (e) speed ---------------------------------------------------------------------------------------------
+
+
+def growth_figure(rows: Sequence[SpeedRow]) -> Figure:
+    """Time of one power flow against the number of buses, for the trees of ``speed_power_flow``.
+
+    The dashed line is exact proportion to the buses, through the smallest tree.
+    """
+    trees = sorted((row for row in rows if row.case.startswith("tree")), key=lambda row: row.buses)
+    if len(trees) < 2:
+        raise DataError(f"growth figure: it needs rows of at least two trees, got {len(trees)}; see speed_power_flow")
+    buses = np.array([row.buses for row in trees], dtype=np.float64)
+    time_us = np.array([row.seconds_per_item for row in trees]) * US_PER_S
+    with _style():
+        figure = Figure(figsize=(WIDTH_IN, 3.2), layout="constrained")
+        axes = figure.subplots()
+        axes.plot(buses, time_us, color=BLUE, marker="o", lw=1.8, label="evcs-gym, one core, tolerance 1e-8 pu")
+        axes.plot(buses, time_us[0] * buses / buses[0], color=INK, lw=1.1, ls=DASHED, label="proportional to buses")
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.set_xlabel("buses")
+        axes.set_ylabel("microseconds per power flow")
+        axes.legend(loc="lower right")
+    return figure
 
 
 # --- axes --------------------------------------------------------------------------------------------------

@@ -1,32 +1,43 @@
 """How fast the environments are, beside what others offer for the same work, measured on the machine at hand."""
 
 import logging
+import math
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any, Final
 
+import numba
 import numpy as np
 
 from evcs_gym.envs.errors import ConfigError
 from evcs_gym.envs.grid import Feeder, load_feeder, power_flow
+from evcs_gym.envs.grid.pandapower_net import STIFF_SOURCE_MVA
 from evcs_gym.envs.types import ComplexArray
-from evcs_gym.envs.units import KW_PER_MW, N_SLOTS, V_PER_KV
+from evcs_gym.envs.units import KW_PER_MW, N_SLOTS, NS_PER_S, V_PER_KV
 
 _LOG: Final = logging.getLogger(__name__)
-_STIFF_SOURCE_MVA: Final = 1e12
-"""Short-circuit power that makes a peer's source ideal, as ours is."""
 _TOLERANCE_PU: Final = 1e-8
+GROWTH_BUSES: Final = (33, 123, 906, 2500, 8500)
+"""Sizes of the trees that show how the cost grows: those of well-known test feeders."""
+GROWTH_BUS_CASES: Final = 2**19
+"""Buses times cases of a call on a large tree: enough for a steady time, little enough for memory."""
 
 
 @dataclass(frozen=True)
 class SpeedRow:
-    """One measured figure: the median wall time of a call, divided by its items."""
+    """One measured figure: the median time of a call, divided by its items.
+
+    times_own: how much longer an item takes than evcs-gym's in its largest batch on the same buses; NaN where there is
+    nothing to compare.
+    """
 
     name: str
     case: str
@@ -34,6 +45,7 @@ class SpeedRow:
     batch: int
     seconds_per_item: float
     items_per_second: float
+    times_own: float = math.nan
 
     def as_dict(self) -> dict[str, str | int | float]:
         """The row as plain values, for JSON."""
@@ -41,16 +53,21 @@ class SpeedRow:
 
 
 def speed_power_flow(
-    batches: Sequence[int] = (1, 32, 1024), min_seconds: float = 0.5, feeder: Feeder | None = None
+    batches: Sequence[int] = (1, 32, 1024, 4096),
+    min_seconds: float = 0.5,
+    feeder: Feeder | None = None,
+    growth_buses: Sequence[int] = GROWTH_BUSES,
 ) -> list[SpeedRow]:
-    """Three-phase power flows per second: this project, then power-grid-model and pandapower where installed.
+    """Three-phase power flows per second and core: this project, then power-grid-model and pandapower if installed.
 
     batches: cases per call. min_seconds: each figure is the median of at least five calls over at least this time.
-    feeder: "synthetic33" by default; pandapower can take part only if its lines are transposed.
+    feeder: "synthetic33" by default; pandapower can take part only if its lines are transposed. growth_buses: sizes
+    of synthetic trees that this project is timed on afterwards, to show how the cost grows.
 
-    Every case has its own loads (50-120 % of nominal per phase), starts from the source voltage and is solved to
-    1e-8 pu. power-grid-model runs its batch mode with all threads and the faster of its two iterative methods.
-    pandapower has no batch mode for unbalanced networks: one row, batch 1.
+    Every program runs on one thread and is timed in seconds of that core (CPU time), which other work on the machine
+    disturbs little. Every case has its own loads (50-120 % of nominal per phase), starts from the source voltage and
+    is solved to 1e-8 pu. power-grid-model runs its batch mode with the faster of its two iterative methods. pandapower
+    has no batch mode for unbalanced networks: one row, batch 1.
 
     Raises ConfigError if a batch is empty.
     """
@@ -59,28 +76,82 @@ def speed_power_flow(
     feeder = load_feeder("synthetic33") if feeder is None else feeder
     rng = np.random.default_rng(0)
     loads = feeder.load_kva * rng.uniform(0.5, 1.2, (max(batches), len(feeder), 3))
-    rows = [_own_row(feeder, loads[:batch], min_seconds) for batch in batches]
-    peers: tuple[tuple[str, Callable[[], Iterable[SpeedRow]]], ...] = (
-        ("power-grid-model", lambda: [_power_grid_model_row(feeder, loads[:b], min_seconds) for b in batches]),
-        ("pandapower", lambda: [_pandapower_row(feeder, loads[0], min_seconds)]),
-    )
-    for name, measure in peers:
-        try:
-            rows.extend(measure())
-        except ImportError as error:
-            _LOG.warning("%s is not installed, its rows are left out (%s)", name, error)
-    return rows
+    with _one_thread():
+        rows = [_own_row(feeder, loads[:batch], min_seconds) for batch in batches]
+        peers: tuple[tuple[str, Callable[[], Iterable[SpeedRow]]], ...] = (
+            ("power-grid-model", lambda: [_power_grid_model_row(feeder, loads[:b], min_seconds) for b in batches]),
+            ("pandapower", lambda: [_pandapower_row(feeder, loads[0], min_seconds)]),
+        )
+        for name, measure in peers:
+            try:
+                rows.extend(measure())
+            except ImportError as error:
+                _LOG.warning("%s is not installed, its rows are left out (%s)", name, error)
+        own_s = next(row.seconds_per_item for row in rows if row.batch == max(batches))
+        rows = [replace(row, times_own=row.seconds_per_item / own_s) for row in rows]
+        return rows + [_growth_row(n_buses, min_seconds) for n_buses in growth_buses]
 
 
-def median_seconds(call: Callable[[], object], min_seconds: float, min_calls: int = 5) -> float:
-    """Median wall time of a call [s], after one call that is not counted."""
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """This project's kernels on the calling thread alone."""
+    n_threads = numba.get_num_threads()
+    numba.set_num_threads(1)
+    try:
+        yield
+    finally:
+        numba.set_num_threads(n_threads)
+
+
+def synthetic_tree(n_buses: int, drop_pu: float = 0.05) -> Feeder:
+    """A random tree of ``n_buses`` at 12.66 kV with equal coupled lines and unbalanced loads, the same every time.
+
+    Loads are scaled so that the lowest voltage of the linear power flow is ``drop_pu`` below the source's: trees of
+    every size are equally hard, so that the time of a power flow shows the number of buses and nothing else.
+    """
+    rng = np.random.default_rng(n_buses)
+    parent = [-1, *(int(rng.integers(max(0, bus - 6), bus)) for bus in range(1, n_buses))]
+    line = np.full((3, 3), 0.1 + 0.2j) + np.diag(np.full(3, 0.2 + 0.3j))
+    impedance = np.repeat(line[None], n_buses, axis=0)
+    load = rng.uniform(0.5, 1.5, (n_buses, 3)) * (1.0 + 0.5j)
+    impedance[0], load[0] = 0.0, 0.0
+
+    def tree(load_kva: ComplexArray) -> Feeder:
+        return Feeder.from_arrays(
+            parent=parent,
+            impedance_ohm=impedance,
+            line_to_line_kv=12.66,
+            load_kva=load_kva,
+            name=f"tree{n_buses}",
+        )
+
+    tiny: ComplexArray = np.asarray(load * 1e-9, dtype=np.complex128)
+    fall = 1.0 - np.abs(power_flow(tree(tiny), tiny[None], tolerance_pu=1e-13).voltage_pu).min()
+    return tree(np.asarray(tiny * (drop_pu / fall)))
+
+
+def _growth_row(n_buses: int, min_seconds: float) -> SpeedRow:
+    feeder = synthetic_tree(n_buses)
+    batch = max(64, min(1024, GROWTH_BUS_CASES // n_buses))
+    loads = feeder.load_kva * np.random.default_rng(0).uniform(0.5, 1.2, (batch, n_buses, 3))
+    row = _own_row(feeder, loads, min_seconds)
+    return replace(row, case=f"{feeder.name}, {row.seconds_per_item / n_buses * NS_PER_S:.1f} ns per bus")
+
+
+def median_seconds(
+    call: Callable[[], object],
+    min_seconds: float,
+    min_calls: int = 5,
+    clock: Callable[[], float] = time.perf_counter,
+) -> float:
+    """Median time of a call [s], after one call that is not counted; wall time unless ``clock`` is another one."""
     call()
     seconds: list[float] = []
     end = time.perf_counter() + min_seconds
     while len(seconds) < min_calls or time.perf_counter() < end:
-        start = time.perf_counter()
+        start = clock()
         call()
-        seconds.append(time.perf_counter() - start)
+        seconds.append(clock() - start)
     return statistics.median(seconds)
 
 
@@ -90,7 +161,8 @@ def _row(name: str, feeder: Feeder, batch: int, seconds_per_call: float, case: s
 
 
 def _own_row(feeder: Feeder, loads_kva: ComplexArray, min_seconds: float) -> SpeedRow:
-    seconds = median_seconds(lambda: power_flow(feeder, loads_kva, tolerance_pu=_TOLERANCE_PU), min_seconds)
+    call = partial(power_flow, feeder, loads_kva, tolerance_pu=_TOLERANCE_PU)
+    seconds = median_seconds(call, min_seconds, clock=time.process_time)
     return _row("evcs-gym", feeder, len(loads_kva), seconds)
 
 
@@ -109,10 +181,11 @@ def _power_grid_model_row(feeder: Feeder, loads_kva: ComplexArray, min_seconds: 
                 error_tolerance=_TOLERANCE_PU,
                 calculation_method=method,
                 update_data=update,
-                threading=0,
+                threading=-1,
                 output_component_types={ComponentType.node: ["u_pu", "u_angle"]},
             ),
             min_seconds,
+            clock=time.process_time,
         )
         for method in (CalculationMethod.newton_raphson, CalculationMethod.iterative_current)
     }
@@ -148,7 +221,7 @@ def power_grid_model_input(feeder: Feeder, source_pu: float = 1.0) -> dict[str, 
     load["q_specified"] = feeder.load_kva[1:].imag * KW_PER_MW
     source = initialize_array("input", "source", 1)
     source["id"], source["node"], source["status"], source["u_ref"] = 3 * n_buses, 0, 1, source_pu
-    source["sk"] = _STIFF_SOURCE_MVA * KW_PER_MW**2
+    source["sk"] = STIFF_SOURCE_MVA * KW_PER_MW**2
     return {"node": node, "asym_line": line, "asym_load": load, "source": source}
 
 
@@ -170,60 +243,10 @@ def power_grid_model_update(feeder: Feeder, loads_kva: ComplexArray) -> dict[str
 def _pandapower_row(feeder: Feeder, load_kva: ComplexArray, min_seconds: float) -> SpeedRow:
     from pandapower import runpp_3ph
 
-    net = pandapower_net(feeder, load_kva)
+    net = feeder.to_pandapower(load_kva)
     tolerance_mva = _TOLERANCE_PU
-    seconds = median_seconds(lambda: runpp_3ph(net, tolerance_mva=tolerance_mva), min_seconds)
+    seconds = median_seconds(partial(runpp_3ph, net, tolerance_mva=tolerance_mva), min_seconds, clock=time.process_time)
     return _row("pandapower", feeder, 1, seconds, "runpp_3ph")
-
-
-def pandapower_net(feeder: Feeder, load_kva: ComplexArray, source_pu: float = 1.0) -> Any:
-    """The feeder with loads (N, 3) [kVA] as a pandapower network ready for ``runpp_3ph``; bus index = bus.
-
-    pandapower describes a line by its sequence impedances, so every line must be transposed (equal self and equal
-    mutual impedances); raises ConfigError otherwise.
-    """
-    import pandapower
-
-    own = feeder.impedance_ohm[:, 0, 0]
-    mutual = feeder.impedance_ohm[:, 0, 1]
-    transposed = np.where(np.eye(3, dtype=np.bool_), own[:, None, None], mutual[:, None, None])
-    if not np.allclose(feeder.impedance_ohm, transposed, rtol=1e-9, atol=0.0):
-        raise ConfigError(f"feeder {feeder.name!r} has untransposed lines, which pandapower cannot describe")
-    z1, z0 = own - mutual, own + 2.0 * mutual
-    net = pandapower.create_empty_network(name=feeder.name)
-    for bus in range(len(feeder)):
-        pandapower.create_bus(net, vn_kv=feeder.line_to_line_kv, name=feeder.bus_name[bus], index=bus)
-        if bus == 0:
-            continue
-        pandapower.create_line_from_parameters(
-            net,
-            from_bus=int(feeder.parent[bus]),
-            to_bus=bus,
-            length_km=1.0,
-            r_ohm_per_km=z1[bus].real,
-            x_ohm_per_km=z1[bus].imag,
-            c_nf_per_km=0.0,
-            max_i_ka=feeder.ampacity_a[bus] / V_PER_KV,
-            r0_ohm_per_km=z0[bus].real,
-            x0_ohm_per_km=z0[bus].imag,
-            c0_nf_per_km=0.0,
-        )
-        power = {
-            f"{part}_{phase}_{unit}": value / KW_PER_MW
-            for part, unit, values in (("p", "mw", load_kva[bus].real), ("q", "mvar", load_kva[bus].imag))
-            for phase, value in zip("abc", values.tolist(), strict=True)
-        }
-        pandapower.create_asymmetric_load(net, bus=bus, **power)
-    pandapower.create_ext_grid(
-        net,
-        bus=0,
-        vm_pu=source_pu,
-        s_sc_max_mva=_STIFF_SOURCE_MVA,
-        rx_max=0.1,
-        x0x_max=1.0,
-        r0x0_max=0.1,
-    )
-    return net
 
 
 # environments

@@ -68,6 +68,47 @@ def _depth(feeder: Feeder, bus: int) -> int:
     return depth
 
 
+def general_sweep_reference(feeder: Feeder, source_pu: float, n_sweeps: int = 300) -> ComplexArray:
+    """Voltages (N, 3) of a feeder with equipment on all phases at its nominal loads; twin of ``solve_general``."""
+    parts = feeder.equipment
+    if parts is None:
+        raise ValueError("a feeder with equipment is needed")
+    outwards = sorted(range(1, len(feeder)), key=lambda bus: _depth(feeder, bus))
+    voltage = np.tile(source_pu * PHASE_UNIT, (len(feeder), 1))
+    for bus in outwards:
+        voltage[bus] = parts.transfer[bus] @ voltage[feeder.parent[bus]]
+    for _ in range(n_sweeps):
+        branch = np.zeros_like(voltage)
+        for bus in reversed(outwards):
+            branch[bus] += _bus_current(feeder, bus, voltage[bus])
+            branch[feeder.parent[bus]] += parts.transfer[bus].T @ branch[bus]
+        for bus in outwards:
+            voltage[bus] = parts.transfer[bus] @ voltage[feeder.parent[bus]] - feeder.impedance_pu[bus] @ branch[bus]
+    return voltage
+
+
+def _bus_current(feeder: Feeder, bus: int, voltage: ComplexArray) -> ComplexArray:
+    """What loads and shunts draw at a bus, (3,) per unit."""
+    parts = feeder.equipment
+    if parts is None:
+        raise ValueError("a feeder with equipment is needed")
+    current = parts.shunt_siemens[bus] * feeder.base_ohm[bus] @ voltage
+    for phase in range(3):
+        following = (phase + 1) % 3
+        between = voltage[phase] - voltage[following]
+        current[phase] += _model_current(feeder.load_kva[bus, phase], parts.share_frac[bus, phase], voltage[phase], 1.0)
+        line = _model_current(parts.delta_kva[bus, phase], parts.delta_share_frac[bus, phase], between, math.sqrt(3.0))
+        current[phase] += line
+        current[following] -= line
+    return current
+
+
+def _model_current(load_kva: complex, share: FloatArray, voltage: complex, nominal: float) -> complex:
+    size = abs(voltage) / nominal
+    power = load_kva / PHASE_BASE_KVA * (share[0] + share[1] * size + share[2] * size**2)
+    return complex(np.conj(power / voltage))
+
+
 # ------------------------------------------------------------------------------------------------ normal charging
 
 

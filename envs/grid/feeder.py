@@ -13,16 +13,23 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from evcs_gym.envs.errors import ConfigError, DataError
+from evcs_gym.envs.grid import opendss, pandapower_net
+from evcs_gym.envs.grid.equipment import Equipment, check_equipment, no_load_pu
+from evcs_gym.envs.grid.feeder_file import read_feeder, save_feeder
+from evcs_gym.envs.grid.flags import HAS_DELTA, HAS_SHARES, HAS_SHUNT, HAS_TRANSFER
 from evcs_gym.envs.types import BoolArray, ComplexArray, FloatArray, IntArray, frozen
 from evcs_gym.envs.units import KW_PER_MW, PHASE_BASE_KVA, V_PER_KV
 
-SHIPPED_FEEDERS: Final = ("case33bw", "synthetic33")
+if TYPE_CHECKING:
+    from evcs_gym.envs.grid.powerflow import PowerFlow
+
+SHIPPED_FEEDERS: Final = ("case33bw", "synthetic33", "ieee13")
 """Names that ``load_feeder`` knows."""
 
 _N_PHASES: Final = 3
@@ -44,6 +51,7 @@ class Feeder:
     ampacity_a: (N,) largest current of the branch from the parent, per phase [A]; infinite where unknown.
     bus_name: (N,) label of each bus in messages and reports.
     name: label of the feeder.
+    equipment: transformers, regulators, shunts, delta and voltage-dependent loads; None where there are none.
     """
 
     parent: IntArray
@@ -53,6 +61,7 @@ class Feeder:
     ampacity_a: FloatArray
     bus_name: tuple[str, ...]
     name: str = "feeder"
+    equipment: Equipment | None = None
 
     def __len__(self) -> int:
         """Number of buses, the source included."""
@@ -72,9 +81,20 @@ class Feeder:
 
     @cached_property
     def impedance_pu(self) -> ComplexArray:
-        """(N, 3, 3) branch impedances on the base of one phase: (line_to_line_kv / sqrt 3)^2 / PHASE_BASE_KVA."""
-        base_ohm = self.phase_kv**2 * V_PER_KV / PHASE_BASE_KVA
-        return frozen(self.impedance_ohm / base_ohm)  # type: ignore[no-any-return]
+        """(N, 3, 3) branch impedances on the base of one phase: (nominal kV / sqrt 3)^2 / PHASE_BASE_KVA."""
+        return frozen(self.impedance_ohm / self.base_ohm[:, None, None])  # type: ignore[no-any-return]
+
+    @cached_property
+    def bus_kv(self) -> FloatArray:
+        """(N,) nominal voltage between two phases of every bus [kV]."""
+        level = np.full(len(self), self.line_to_line_kv) if self.equipment is None else self.equipment.bus_kv
+        return frozen(level)  # type: ignore[no-any-return]
+
+    @property
+    def base_ohm(self) -> FloatArray:
+        """(N,) impedance of 1 pu at each bus [ohm]."""
+        phase_kv = self.bus_kv / math.sqrt(3.0)
+        return np.asarray(phase_kv**2 * V_PER_KV / PHASE_BASE_KVA)
 
     @cached_property
     def sweep_order(self) -> IntArray:
@@ -105,6 +125,30 @@ class Feeder:
         impedance = np.ascontiguousarray(self.impedance_pu[order]).view(np.float64).ravel()
         return np.array(order), parent_row, impedance, self.phase_present[order].astype(np.float64)
 
+    @cached_property
+    def general_tables(self) -> tuple[IntArray, IntArray, IntArray, FloatArray, FloatArray, FloatArray]:
+        """What the general kernel reads of a feeder with equipment, in sweep order; private to the grid package.
+
+        Bus (N,), parent's row (N,), flags (N,), constants (N * TABLE,), phases present (N, 3), no-load voltages (N, 6).
+        """
+        order, parent_row, _, present = self.sweep_tables
+        parts = self.equipment
+        if parts is None:
+            raise DataError(f"feeder {self.name!r}: general_tables are those of equipment, and it has none")
+        n_buses = len(order)
+        shunt_pu = parts.shunt_siemens * self.base_ohm[:, None, None]
+        columns = (self.impedance_pu, parts.transfer, shunt_pu)
+        matrices = [np.ascontiguousarray(c[order]).view(np.float64).reshape(n_buses, -1) for c in columns]
+        shares = [share[order].reshape(n_buses, -1) for share in (parts.share_frac, parts.delta_share_frac)]
+        flags = np.zeros(n_buses, dtype=np.int64)
+        flags += HAS_TRANSFER * (np.abs(parts.transfer - np.eye(3)).max(axis=(1, 2)) > 0.0)[order]
+        flags += HAS_SHUNT * (np.abs(parts.shunt_siemens).max(axis=(1, 2)) > 0.0)[order]
+        # a batch may bring delta loads of its own
+        flags += HAS_DELTA * (self.phase_present.sum(axis=1) > 1)[order]
+        flags += HAS_SHARES * np.any(parts.share_frac[..., 0] != 1.0, axis=1)[order]
+        voltage = np.ascontiguousarray(no_load_pu(self, parts)[order]).view(np.float64)
+        return order, parent_row, flags, np.hstack([*matrices, *shares]).ravel(), present, voltage
+
     @property
     def phase_kv(self) -> float:
         """Nominal voltage between phase and neutral [kV]."""
@@ -126,12 +170,13 @@ class Feeder:
         bus_name: Sequence[str] | None = None,
         ampacity_a: ArrayLike | None = None,
         name: str = "feeder",
+        equipment: Equipment | None = None,
     ) -> Self:
         """A feeder from plain arrays, checked completely; the arrays are copied.
 
         parent: (N,) integers, -1 for the source, bus 0. impedance_ohm: (N, 3, 3) complex [ohm]. line_to_line_kv: kV.
         load_kva: (N, 3) complex [kVA]. bus_name: N different labels, "0", "1", ... by default. ampacity_a: (N,) [A],
-        infinite by default.
+        infinite by default. equipment: ``Equipment.of``, where there is more than lines and constant-power wye loads.
 
         Raises DataError, naming the bus, for a wrong shape, a value that is not finite, a parent that does not
         exist, a loop, a bus that is not connected, a branch without impedance, a negative resistance, a phase that
@@ -155,15 +200,18 @@ class Feeder:
             ampacity_a=frozen(ampacity),
             bus_name=names,
             name=name,
+            equipment=equipment,
         )
         _check_tree(feeder, where)
         _check_branches(feeder, where)
         _check_loads(feeder, where)
+        if equipment is not None:
+            check_equipment(feeder, equipment, where)
         return feeder
 
     @classmethod
     def from_pandapower(cls, net: Any) -> Self:
-        """A feeder from a pandapower network with one external grid, lines and loads.
+        """A feeder from a pandapower network with one external grid, lines, Dyn transformers, loads and shunts.
 
         Bus 0 is the bus of the external grid, the others follow in the order of ``net.bus``; labels are pandapower's
         bus indices. Each line becomes a branch with the positive-sequence impedance of its columns r, x_ohm_per_km;
@@ -171,15 +219,65 @@ class Feeder:
         Z1 and they are not. Rows of ``net.load`` are split evenly over the phases. ``net.ext_grid.vm_pu`` is not
         taken over: the source voltage is an argument of the power flow, since tap changers move it.
 
-        Raises ConfigError for what this model does not have (transformers, generators, shunts, line capacitance,
-        closed bus-bus switches, voltage-dependent or delta loads, several external grids or voltage levels) and
+        Raises ConfigError for what this model does not have (transformers other than Dyn, generators, line
+        capacitance, closed bus-bus switches, voltage-dependent or delta loads, several external grids) and
         DataError for loops, isolated buses and malformed values.
         """
         return cls.from_arrays(**_read_pandapower(net))
 
+    def check(self, vmin_pu: float = 0.95, vmax_pu: float = 1.05) -> list[str]:
+        """What is doubtful about the feeder, in words; empty if nothing is.
+
+        Suspected units (a branch that would drop 20 % at nominal load, or none that drops anything), and what the
+        power flow of the nominal loads breaks: voltage limits, ampacities, 2 % unbalance, convergence. What makes a
+        feeder impossible (loops, islands, absent phases, signs) is refused when it is made, with a DataError.
+        """
+        from evcs_gym.envs.grid.inspect import complaints
+
+        return complaints(self, vmin_pu, vmax_pu)
+
+    def plot(self, flow: "PowerFlow", case: int = 0) -> Any:
+        """Matplotlib figure of one case's voltages by phase against the electrical distance from the source.
+
+        Raises ConfigError for a power flow of another feeder or a case that did not converge.
+        """
+        from evcs_gym.envs.grid.inspect import voltage_figure
+
+        return voltage_figure(self, flow, case)
+
+    def save(self, path: str | Path, source: str) -> None:
+        """Write the feeder with its equipment to a JSON file for ``load_feeder``; source: where the data come from."""
+        save_feeder(self, path, source)
+
+    def to_pandapower(self, load_kva: ComplexArray | None = None, source_pu: float = 1.0) -> Any:
+        """The feeder as a pandapower network ready for ``runpp_3ph`` and its plots; bus index = bus.
+
+        load_kva: (N, 3) [kVA], the nominal loads by default. Raises ConfigError for equipment and for untransposed
+        lines: pandapower describes a line by its sequence impedances.
+        """
+        return pandapower_net.write_net(self, self.load_kva if load_kva is None else load_kva, source_pu)
+
+    @classmethod
+    def from_opendss(cls, path: str | Path) -> Self:
+        """A feeder from an OpenDSS file, read by the OpenDSS engine (package dss_python, extra ``peers``).
+
+        path: the master file of the circuit. Lines, reactors, transformers and banks of them are taken with their
+        primitive admittances, regulators at the taps and switches in the state in which the file leaves them. Bus 0 is
+        the ideal voltage behind the source's impedance; the source's pu is part of the feeder, so that ``source_pu``
+        = 1 is the file's source, and angles count from it. Loads keep their model at every voltage; OpenDSS's change
+        to constant impedance outside vminpu..vmaxpu.
+
+        Raises ConfigError where the engine is not installed and for what this model does not have (generators, load
+        models other than constant power, current and impedance, ungrounded neutrals, networks behind an ungrounded
+        delta winding such as the IEEE 37-bus feeder, elements between three buses),
+        DataError for a file that does not run or does not solve, loops and isolated buses.
+        """
+        return cls.from_arrays(**_read_opendss(path))
+
 
 def load_feeder(name_or_path: str | Path) -> Feeder:
-    """A shipped feeder by name ("synthetic33", "case33bw"), or one of your own by the common prefix of its two tables.
+    """A shipped feeder by name ("synthetic33", "case33bw", "ieee13"), or one of your own: a file of ``Feeder.save``
+    (PATH.json), or the common prefix of two tables.
 
     ``<prefix>_bus.csv`` and ``<prefix>_branch.csv`` hold a balanced network (columns bus, Pd_kW, Qd_kvar, base_kV_LL;
     from, to, r_ohm, x_ohm, status_closed): a third of each load per phase, uncoupled phases. ``<prefix>_lines.csv``
@@ -192,15 +290,21 @@ def load_feeder(name_or_path: str | Path) -> Feeder:
     text = str(name_or_path)
     if text in SHIPPED_FEEDERS:
         folder: Traversable = importlib.resources.files("evcs_gym.envs.data")
+        packed = folder / f"feeder_{text}.json"
+        if packed.is_file():
+            return Feeder.from_arrays(**read_feeder(packed.read_text(encoding="utf-8"), packed.name))
         return _read_tables(folder, f"feeder_{text}", text)
     prefix = Path(name_or_path)
+    if prefix.suffix == ".json" and prefix.is_file():
+        return Feeder.from_arrays(**read_feeder(prefix.read_text(encoding="utf-8"), prefix.name))
     if prefix.parent.is_dir() and any(prefix.parent.glob(f"{prefix.name}_*.csv")):
         return _read_tables(prefix.parent, prefix.name, prefix.name)
     nearest = difflib.get_close_matches(text, SHIPPED_FEEDERS, n=1)
     hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
     raise ConfigError(
-        f"no feeder {text!r}: give one of {', '.join(SHIPPED_FEEDERS)}, or the common prefix of two tables "
-        f"(PREFIX_lines.csv with PREFIX_loads.csv, or PREFIX_branch.csv with PREFIX_bus.csv){hint}"
+        f"no feeder {text!r}: give one of {', '.join(SHIPPED_FEEDERS)}, a .json file of Feeder.save, "
+        "or the common prefix of two tables (PREFIX_lines.csv with PREFIX_loads.csv, or PREFIX_branch.csv with "
+        f"PREFIX_bus.csv){hint}"
     )
 
 
@@ -459,14 +563,12 @@ def _number(text: str | None, where: str) -> float:
 # pandapower; duck-typed, so that the environments do not depend on it
 
 _UNSUPPORTED_ELEMENTS: Final = (
-    "trafo",
     "trafo3w",
     "gen",
     "sgen",
     "asymmetric_sgen",
     "storage",
     "motor",
-    "shunt",
     "ward",
     "xward",
     "impedance",
@@ -494,18 +596,52 @@ def _read_pandapower(net: Any) -> dict[str, Any]:
     names = [str(bus) for bus in buses]
     index = {bus: i for i, bus in enumerate(buses)}
     pairs, matrices, ampacity = _pandapower_lines(net, index, where)
-    parent, branch = _tree_from_branches(pairs, names, where)
-    ampacity_by_bus = np.full(len(buses), np.inf)
-    ampacity_by_bus[1:] = ampacity[branch[1:]]
+    bus_kv = in_service.vn_kv.loc[buses].to_numpy(dtype=np.float64)
+    ends = [*pairs, *_pandapower_transformers(net, index, where)]
+    parent, branch = _tree_from_branches(ends, names, where)
+    impedance, ampacity_by_bus = np.zeros((len(buses), 3, 3), dtype=np.complex128), np.full(len(buses), np.inf)
+    transfer = np.repeat(np.eye(3, dtype=np.complex128)[None], len(buses), axis=0)
+    transformers = list(net.trafo[net.trafo.in_service.astype(bool)].itertuples())
+    for bus in range(1, len(buses)):
+        up, kind = int(parent[bus]), int(branch[bus])
+        if kind < len(pairs):
+            if bus_kv[up] != bus_kv[bus]:
+                raise DataError(f"{where}: the line to bus {names[bus]!r} joins {bus_kv[up]} kV and {bus_kv[bus]} kV")
+            impedance[bus], ampacity_by_bus[bus] = matrices[kind], ampacity[kind]
+            continue
+        row = transformers[kind - len(pairs)]
+        label = f"{where}: net.trafo {row.Index}"
+        if buses[bus] != row.lv_bus:
+            raise ConfigError(f"{label} must have its low side towards the loads, but it is fed from there")
+        impedance[bus], transfer[bus], ampacity_by_bus[bus] = pandapower_net.transformer_branch(
+            row, bus_kv[up], bus_kv[bus], label
+        )
+    shunt = pandapower_net.shunt_siemens(net, index, where)
+    plain = not transformers and not shunt.any()
+    parts = Equipment.of(len(buses), bus_kv[0], transfer=transfer, shunt_siemens=shunt, bus_kv=bus_kv)
     return {
         "parent": parent,
-        "impedance_ohm": _by_bus(matrices, branch),
-        "line_to_line_kv": _one_level(in_service.vn_kv.to_numpy(dtype=np.float64), where),
+        "impedance_ohm": impedance,
+        "line_to_line_kv": _one_level(bus_kv, where) if plain else float(bus_kv[0]),
         "load_kva": _pandapower_loads(net, index, where),
         "bus_name": names,
         "ampacity_a": ampacity_by_bus,
         "name": name,
+        "equipment": None if plain else parts,
     }
+
+
+def _pandapower_transformers(net: Any, index: Mapping[Any, int], where: str) -> list[tuple[int, int]]:
+    """Ends of the transformers in service."""
+    pairs: list[tuple[int, int]] = []
+    for row in net.trafo[net.trafo.in_service.astype(bool)].itertuples():
+        for end in (row.hv_bus, row.lv_bus):
+            if end not in index:
+                raise DataError(
+                    f"{where}: net.trafo {row.Index} ends at bus {end}, which does not exist or is out of service"
+                )
+        pairs.append((index[row.hv_bus], index[row.lv_bus]))
+    return pairs
 
 
 def _refuse_unsupported(net: Any, where: str) -> None:
@@ -514,7 +650,7 @@ def _refuse_unsupported(net: Any, where: str) -> None:
         if table is not None and len(table) and table.in_service.astype(bool).any():
             raise ConfigError(
                 f"{where}: {int(table.in_service.sum())} element(s) of net.{element} are in service, but a feeder "
-                "holds lines and loads of one voltage level only; remove them, or set in_service to False"
+                "holds lines, Dyn transformers, loads and shunts only; remove them, or set in_service to False"
             )
     switches = net.switch[net.switch.closed.astype(bool)]
     for row in switches.itertuples():
@@ -589,3 +725,63 @@ def _pandapower_loads(net: Any, index: Mapping[Any, int], where: str) -> Complex
                 )
             load_kva[index[row.bus]] += per_phase * row.scaling * KW_PER_MW
     return load_kva
+
+
+# OpenDSS
+
+
+def _read_opendss(path: str | Path) -> dict[str, Any]:
+    """Arguments of ``Feeder.from_arrays`` from an OpenDSS file."""
+    parts, level, name = opendss.collect_circuit(path)
+    where = f"OpenDSS circuit {name!r}"
+    if parts.source is None:
+        raise ConfigError(f"{where}: one three-phase source is needed, and there is none")
+    head, head_ohm, head_kv = parts.source
+    joined = {bus for pair in parts.series for bus in pair} | {head}
+    names = [opendss.SOURCE_NAME, head, *(bus for bus in level if bus in joined and bus != head)]
+    stray = sorted({bus for bus, _, _ in parts.loads} | set(parts.shunt) - joined)
+    stray = [bus for bus in stray if bus not in joined]
+    if stray:
+        raise DataError(f"{where}: bus {stray[0]!r} has a load or a shunt, but is not connected to the source")
+    index = {bus: i for i, bus in enumerate(names)}
+    bus_kv = np.array([level[head], *(level[bus] for bus in names[1:])])
+    if not (bus_kv > 0).all():
+        raise DataError(f"{where}: bus {names[int(np.argmin(bus_kv))]!r} has no nominal voltage; set voltagebases")
+    pairs = [(0, 1), *((index[a], index[b]) for a, b in parts.series)]
+    parent, branch = _tree_from_branches(pairs, names, where)
+    matrices = np.zeros((3, len(names), 3, 3), dtype=np.complex128)
+    impedance, transfer, shunt = matrices
+    transfer[:] = np.eye(3)
+    impedance[1], transfer[1] = head_ohm, np.eye(3) * (head_kv / level[head])
+    keys = list(parts.series)
+    for bus in range(2, len(names)):
+        key, up = keys[branch[bus] - 1], int(parent[bus])
+        goes_on = (parent == bus).any() or names[bus] in parts.shunt
+        if not parts.is_line[key] and goes_on and opendss.is_floating(parts.series[key], names[up] == key[0]):
+            raise ConfigError(
+                f"{where}: bus {names[bus]!r} is fed by an ungrounded winding and has branches or shunts of its own; "
+                "its voltage to ground hangs on leakage, which a sweep cannot follow: only a last bus may be so fed"
+            )
+        impedance[bus], transfer[bus], near, far = opendss.branch_of(
+            parts.series[key],
+            parts.is_line[key],
+            names[up] == key[0],
+            bus_kv[up] / bus_kv[bus],
+            f"{where}: the branch from {names[up]!r} to {names[bus]!r}",
+        )
+        shunt[up] += near
+        shunt[bus] += far
+    for label, siemens in parts.shunt.items():
+        shunt[index[label]] += siemens
+    loads = opendss.loads_of(parts, index, bus_kv, where)
+    return {
+        "parent": parent,
+        "impedance_ohm": impedance,
+        "line_to_line_kv": float(bus_kv[0]),
+        "load_kva": loads.pop("load_kva"),
+        "bus_name": names,
+        "name": name,
+        "equipment": Equipment.of(
+            len(names), float(bus_kv[0]), transfer=transfer, shunt_siemens=shunt, bus_kv=bus_kv, **loads
+        ),
+    }

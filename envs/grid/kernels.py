@@ -1,13 +1,14 @@
 """Compiled backward/forward sweeps over lanes of independent cases.
 
-Layout. Up to ``LANES`` cases travel together. A *row* holds one bus of all of them as 6 * LANES contiguous numbers:
-Re a, Im a, Re b, Im b, Re c, Im c, each for LANES cases side by side. Loops over lanes are the innermost ones, touch
-few arrays and have no branch, so that the compiler turns them into vector instructions. Rows are buses in the
-feeder's sweep order (parents first), flat in one buffer: row i starts at i * ROW. Offsets are unsigned because signed
-ones make numba test for negative indices, which prevents vectors.
+Layout. ``LANES`` cases travel together. A *row* holds one bus of all of them as 6 vectors, Re a, Im a, Re b, Im b,
+Re c, Im c; rows are buses in the feeder's sweep order (parents first), flat in one buffer: row i starts at i * ROW.
+Three buffers (loads, voltages, currents) are all that a sweep touches; for 33 buses they fill the fastest cache.
+A sweep reads each twice: currents are collected towards the source, then, going outwards, a row's voltage, its change
+and its load current for the next sweep are computed while they are in registers.
 
 Every lane is computed by the same operations whatever its neighbours are, and its result is written at the sweep in
-which it converges: results do not depend on the batch. Fused multiply-add is the one liberty the compiler has.
+which it converges; unused lanes repeat the last case: results do not depend on the batch. Fused multiply-add is the
+one liberty the compiler has.
 
 Arrays are float64 and, but for the loads handed in, in per unit; a complex array (.., 3) arrives as its real view
 (.., 6).
@@ -19,141 +20,134 @@ from typing import Any, Final, TypeVar, cast
 import numpy as np
 from numba import njit, uintp
 
+from evcs_gym.envs.grid.simd import LANES, get, larger, put, splat
 from evcs_gym.envs.types import FloatArray, IntArray
 
-LANES: Final = 16
-"""Cases per block: two or four vectors of current processors; wider rows leave the fast cache."""
+ROW: Final = 6 * LANES
+PER_MATRIX: Final = 18
+"""Numbers of a complex 3x3 matrix."""
 _IM: Final = LANES
 _PHASE: Final = 2 * LANES
-_ROW: Final = 6 * LANES
-_PER_MATRIX: Final = 18
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 _OPTIONS: Final[dict[str, Any]] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
 
 
-def _compiled(function: _Function) -> _Function:
+def compiled(function: _Function) -> _Function:
     """Compile for use by other kernels; the disk cache of the kernel that calls it holds a copy."""
     return cast(_Function, njit(**_OPTIONS)(function))
 
 
-def _entry(function: _Function) -> _Function:
+def entry(function: _Function) -> _Function:
     """Compile for Python and keep the result on disk. It runs without Python's lock, so that threads can share it."""
     return cast(_Function, njit(cache=True, **_OPTIONS)(function))
 
 
-@_compiled
-def _inject(voltage: FloatArray, load: FloatArray, current: FloatArray, at: Any, n_lanes: int) -> None:
-    """Load current of one row."""
-    for phase in range(3):
-        for lane in range(n_lanes):
-            re = at + uintp(phase * _PHASE + lane)
-            im = re + uintp(_IM)
-            v_re = voltage[re]
-            v_im = voltage[im]
-            scale = 1.0 / (v_re * v_re + v_im * v_im)
-            p = load[re]
-            q = load[im]
-            current[re] = (p * v_re + q * v_im) * scale  # (P1)
-            current[im] = (p * v_im - q * v_re) * scale
+@compiled
+def _inject(voltage: FloatArray, load: FloatArray, current: FloatArray, n_rows: int) -> None:
+    """Load currents of all rows at the start voltages."""
+    for k in range(1 * 3, n_rows * 3):
+        re = uintp(k * _PHASE)
+        im = re + uintp(_IM)
+        v_re, v_im, p, q = get(voltage, re), get(voltage, im), get(load, re), get(load, im)
+        scale = splat(1.0) / (v_re * v_re + v_im * v_im)
+        put(current, re, (p * v_re + q * v_im) * scale)  # (P1)
+        put(current, im, (p * v_im - q * v_re) * scale)
 
 
-@_compiled
-def _collect(current: FloatArray, at: Any, parent_at: Any, n_lanes: int) -> None:
-    """Add the current of a row's branch to its parent's row."""
-    for part in range(6):
-        for lane in range(n_lanes):
-            k = uintp(part * LANES + lane)
-            current[parent_at + k] += current[at + k]  # (P2)
+@compiled
+def _collect(parent_row: IntArray, current: FloatArray) -> None:
+    """Branch currents of all rows from load currents. What flows into the row before stays in registers."""
+    none = splat(0.0)
+    a_re, a_im, b_re, b_im, c_re, c_im = none, none, none, none, none, none
+    for row in range(parent_row.size - 1, 0, -1):
+        k = uintp(row * ROW)
+        a_re += get(current, k)  # (P2)
+        a_im += get(current, k + uintp(LANES))
+        b_re += get(current, k + uintp(2 * LANES))
+        b_im += get(current, k + uintp(3 * LANES))
+        c_re += get(current, k + uintp(4 * LANES))
+        c_im += get(current, k + uintp(5 * LANES))
+        put(current, k, a_re)
+        put(current, k + uintp(LANES), a_im)
+        put(current, k + uintp(2 * LANES), b_re)
+        put(current, k + uintp(3 * LANES), b_im)
+        put(current, k + uintp(4 * LANES), c_re)
+        put(current, k + uintp(5 * LANES), c_im)
+        parent = parent_row[row]
+        if parent != row - 1:
+            k = uintp(parent * ROW)
+            put(current, k, get(current, k) + a_re)
+            put(current, k + uintp(LANES), get(current, k + uintp(LANES)) + a_im)
+            put(current, k + uintp(2 * LANES), get(current, k + uintp(2 * LANES)) + b_re)
+            put(current, k + uintp(3 * LANES), get(current, k + uintp(3 * LANES)) + b_im)
+            put(current, k + uintp(4 * LANES), get(current, k + uintp(4 * LANES)) + c_re)
+            put(current, k + uintp(5 * LANES), get(current, k + uintp(5 * LANES)) + c_im)
+            a_re, a_im, b_re, b_im, c_re, c_im = none, none, none, none, none, none
 
 
-@_compiled
-def _drop(impedance: FloatArray, current: FloatArray, drop: FloatArray, at: Any, z_at: Any, n_lanes: int) -> None:
-    """Voltage drop Z J along the branch of one row."""
-    for phase in range(3):
-        z = z_at + uintp(6 * phase)
-        r_a = impedance[z]
-        x_a = impedance[z + uintp(1)]
-        r_b = impedance[z + uintp(2)]
-        x_b = impedance[z + uintp(3)]
-        r_c = impedance[z + uintp(4)]
-        x_c = impedance[z + uintp(5)]
-        for lane in range(n_lanes):
-            k = at + uintp(lane)
-            a_re = current[k]
-            a_im = current[k + uintp(LANES)]
-            b_re = current[k + uintp(2 * LANES)]
-            b_im = current[k + uintp(3 * LANES)]
-            c_re = current[k + uintp(4 * LANES)]
-            c_im = current[k + uintp(5 * LANES)]
-            re = uintp(phase * _PHASE + lane)
-            drop[re] = r_a * a_re - x_a * a_im + r_b * b_re - x_b * b_im + r_c * c_re - x_c * c_im
-            drop[re + uintp(_IM)] = r_a * a_im + x_a * a_re + r_b * b_im + x_b * b_re + r_c * c_im + x_c * c_re
-
-
-@_compiled
+@compiled
 def _advance(
-    new: FloatArray,
-    parent_at: Any,
-    drop: FloatArray,
-    old: FloatArray,
-    change_sq: FloatArray,
-    at: Any,
-    n_lanes: int,
-) -> None:
-    """New voltage of one row, and the largest squared change of each lane so far.
-
-    The sum with 0 * change keeps a value that is not finite in ``change_sq``, where a plain maximum would lose it.
-    """
-    for phase in range(3):
-        for lane in range(n_lanes):
-            re = uintp(phase * _PHASE + lane)
-            im = re + uintp(_IM)
-            v_re = new[parent_at + re] - drop[re]  # (P3)
-            v_im = new[parent_at + im] - drop[im]
-            d_re = v_re - old[at + re]
-            d_im = v_im - old[at + im]
-            change = d_re * d_re + d_im * d_im
-            largest = change_sq[uintp(lane)]
-            change_sq[uintp(lane)] = change if change > largest else largest + 0.0 * change
-            new[at + re] = v_re
-            new[at + im] = v_im
-
-
-@_compiled
-def _sweep(
     parent_row: IntArray,
     impedance: FloatArray,
     load: FloatArray,
-    old: FloatArray,
-    new: FloatArray,
-    drop: FloatArray,
+    voltage: FloatArray,
+    current: FloatArray,
     change_sq: FloatArray,
-    n_lanes: int,
 ) -> None:
-    """One iteration: currents of ``old`` collected towards the source, then voltages outwards into ``new``.
+    """New voltages of all rows from branch currents, which give way to the load currents at these voltages.
 
-    ``new`` first holds the currents; a row's current is no longer needed once its voltage is known.
+    change_sq: written, the largest squared change of each lane.
     """
-    n_rows = parent_row.size
-    for row in range(1, n_rows):
-        _inject(old, load, new, uintp(row * _ROW), n_lanes)
-    for row in range(n_rows - 1, 0, -1):
-        if parent_row[row] > 0:
-            _collect(new, uintp(row * _ROW), uintp(parent_row[row] * _ROW), n_lanes)
-    # Element by element: a slice assignment would make numba compile its error message, which takes seconds.
-    for k in range(_ROW):
-        new[k] = old[k]
-    for lane in range(n_lanes):
-        change_sq[lane] = 0.0
-    for row in range(1, n_rows):
-        at = uintp(row * _ROW)
-        _drop(impedance, new, drop, at, uintp(row * _PER_MATRIX), n_lanes)
-        _advance(new, uintp(parent_row[row] * _ROW), drop, old, change_sq, at, n_lanes)
+    largest = splat(0.0)
+    for row in range(1, parent_row.size):
+        k = uintp(row * ROW)
+        parent = uintp(parent_row[row] * ROW)
+        a_re = get(current, k)
+        a_im = get(current, k + uintp(LANES))
+        b_re = get(current, k + uintp(2 * LANES))
+        b_im = get(current, k + uintp(3 * LANES))
+        c_re = get(current, k + uintp(4 * LANES))
+        c_im = get(current, k + uintp(5 * LANES))
+        for phase in range(3):
+            z = uintp(row * PER_MATRIX + 6 * phase)
+            r_a, x_a = splat(impedance[z]), splat(impedance[z + uintp(1)])
+            r_b, x_b = splat(impedance[z + uintp(2)]), splat(impedance[z + uintp(3)])
+            r_c, x_c = splat(impedance[z + uintp(4)]), splat(impedance[z + uintp(5)])
+            drop_re = r_a * a_re - x_a * a_im + r_b * b_re - x_b * b_im + r_c * c_re - x_c * c_im
+            drop_im = r_a * a_im + x_a * a_re + r_b * b_im + x_b * b_re + r_c * c_im + x_c * c_re
+            re = k + uintp(phase * _PHASE)
+            im = re + uintp(_IM)
+            v_re = get(voltage, parent + uintp(phase * _PHASE)) - drop_re  # (P3)
+            v_im = get(voltage, parent + uintp(phase * _PHASE + _IM)) - drop_im
+            d_re, d_im = v_re - get(voltage, re), v_im - get(voltage, im)
+            largest = larger(largest, d_re * d_re + d_im * d_im)
+            put(voltage, re, v_re)
+            put(voltage, im, v_im)
+            p, q = get(load, re), get(load, im)
+            scale = splat(1.0) / (v_re * v_re + v_im * v_im)
+            put(current, re, (p * v_re + q * v_im) * scale)  # the current of (P1)
+            put(current, im, (p * v_im - q * v_re) * scale)
+    put(change_sq, uintp(0), largest)
 
 
-@_compiled
-def _gather(
+@compiled
+def _lost(voltage: FloatArray, current: FloatArray, n_rows: int, loss: FloatArray) -> None:
+    """Loss of each lane from voltages and load currents: what the source sends less what the loads draw.
+
+    That is Re sum_i (V0 - V_i) conj(I_i), free of cancellation.
+    """
+    total = splat(0.0)
+    for part in range(6):
+        v0 = get(voltage, uintp(part * LANES))
+        for row in range(1, n_rows):
+            k = uintp(row * ROW + part * LANES)
+            total += (v0 - get(voltage, k)) * get(current, k)
+    put(loss, uintp(0), total)
+
+
+@compiled
+def gather(
     first: int,
     n_lanes: int,
     order: IntArray,
@@ -169,51 +163,68 @@ def _gather(
     warm = start_pu.shape[0] > 0
     for row in range(order.size):
         bus = order[row]
-        for phase in range(3):
-            taken = warm and row > 0 and present[row, phase] != 0.0
-            for part in range(2 * phase, 2 * phase + 2):
-                at = row * _ROW + part * LANES
-                for lane in range(n_lanes):
-                    load[at + lane] = load_kva[first + lane, bus, part] * pu_per_kva
-                    voltage[at + lane] = start_pu[first + lane, bus, part] if taken else source[first + lane, part]
+        for lane in range(LANES):
+            case = first + min(lane, n_lanes - 1)
+            at = row * ROW + lane
+            for part in range(6):
+                load[at + part * LANES] = load_kva[case, bus, part] * pu_per_kva
+                voltage[at + part * LANES] = source[case, part]
+            if warm and row > 0:
+                for part in range(6):
+                    if present[row, part // 2] != 0.0:
+                        voltage[at + part * LANES] = start_pu[case, bus, part]
 
 
-@_compiled
-def _publish(
-    lane: int,
-    case: int,
-    order: IntArray,
-    present: FloatArray,
-    source: FloatArray,
-    load: FloatArray,
-    voltage: FloatArray,
-    voltage_pu: FloatArray,
-) -> float:
-    """Write one lane's voltages and return its loss: what the source sends less what the loads draw.
-
-    The source sends Re sum_i s_i V0 / V_i, so the loss is Re sum_i s_i (V0 - V_i) / V_i, free of cancellation.
-    """
-    loss = 0.0
+@compiled
+def publish(
+    lane: int, case: int, order: IntArray, present: FloatArray, voltage: FloatArray, voltage_pu: FloatArray
+) -> None:
+    """Write one lane's voltages."""
     for row in range(order.size):
         bus = order[row]
-        for phase in range(3):
-            at = row * _ROW + phase * _PHASE + lane
-            v_re = voltage[at] * present[row, phase]
-            v_im = voltage[at + _IM] * present[row, phase]
-            voltage_pu[case, bus, 2 * phase] = v_re
-            voltage_pu[case, bus, 2 * phase + 1] = v_im
-            if present[row, phase] != 0.0:
-                u_re = source[case, 2 * phase] - v_re
-                u_im = source[case, 2 * phase + 1] - v_im
-                p = load[at]
-                q = load[at + _IM]
-                along = u_re * v_re + u_im * v_im
-                across = u_im * v_re - u_re * v_im
-                loss += (p * along - q * across) / (v_re * v_re + v_im * v_im)
-    return loss
+        for part in range(6):
+            voltage_pu[case, bus, part] = voltage[row * ROW + part * LANES + lane] * present[row, part // 2]
 
 
-@_entry
+@compiled
+def _sweep(
+    parent_row: IntArray,
+    impedance: FloatArray,
+    load: FloatArray,
+    voltage: FloatArray,
+    current: FloatArray,
+    change_sq: FloatArray,
+) -> None:
+    """One iteration: currents collected towards the source, then voltages outwards."""
+    _collect(parent_row, current)
+    _advance(parent_row, impedance, load, voltage, current, change_sq)
+
+
+@compiled
+def _replay(
+    n_sweeps: int,
+    first: int,
+    n_lanes: int,
+    order: IntArray,
+    parent_row: IntArray,
+    impedance: FloatArray,
+    present: FloatArray,
+    source: FloatArray,
+    load_kva: FloatArray,
+    pu_per_kva: float,
+    start_pu: FloatArray,
+) -> FloatArray:
+    """Voltages of a block after ``n_sweeps`` sweeps: how a lane stood before the sweep that broke it."""
+    size = order.size * ROW
+    load, voltage, current, change_sq = np.empty(size), np.empty(size), np.empty(size), np.empty(LANES)
+    gather(first, n_lanes, order, present, source, load_kva, pu_per_kva, start_pu, load, voltage)
+    _inject(voltage, load, current, order.size)
+    for _ in range(n_sweeps):
+        _sweep(parent_row, impedance, load, voltage, current, change_sq)
+    return voltage
+
+
+@entry
 def solve(
     first_case: int,
     end_case: int,
@@ -238,36 +249,44 @@ def solve(
     from the source voltage. Written: voltage_pu (B, N, 6); loss_pu (B,), untouched where a case does not converge;
     n_sweeps (B,), the sweeps used, negative where a case does not converge.
     """
-    n_rows = order.size
-    load = np.empty(n_rows * _ROW)
-    old = np.empty(n_rows * _ROW)
-    new = np.empty(n_rows * _ROW)
-    drop = np.empty(_ROW)
-    change_sq = np.empty(LANES)
+    size = order.size * ROW
+    load, voltage, current = np.empty(size), np.empty(size), np.empty(size)
+    change_sq, loss = np.empty(LANES), np.empty(LANES)
     pending = np.empty(LANES, dtype=np.bool_)
     for first in range(first_case, end_case, LANES):
         n_lanes = min(LANES, end_case - first)
-        _gather(first, n_lanes, order, present, source, load_kva, pu_per_kva, start_pu, load, old)
+        gather(first, n_lanes, order, present, source, load_kva, pu_per_kva, start_pu, load, voltage)
+        _inject(voltage, load, current, order.size)
         for lane in range(n_lanes):
             pending[lane] = True
         n_pending = n_lanes
         for iteration in range(1, max_iterations + 1):
-            _sweep(parent_row, impedance, load, old, new, drop, change_sq, n_lanes)
+            _sweep(parent_row, impedance, load, voltage, current, change_sq)
+            lost = False
             for lane in range(n_lanes):
                 if not pending[lane]:
                     continue
                 case = first + lane
                 converged = change_sq[lane] <= tolerance_pu * tolerance_pu
-                # Collapse: the new voltages are not finite, the old ones are the last that were.
+                # Collapse: the new voltages are not finite, those before are the last that were.
                 collapsed = not change_sq[lane] < np.inf
-                if converged or collapsed or iteration == max_iterations:
-                    last = old if collapsed else new
-                    loss = _publish(lane, case, order, present, source, load, last, voltage_pu)
-                    if converged:
-                        loss_pu[case] = loss
-                    n_sweeps[case] = iteration if converged else -iteration
-                    pending[lane] = False
-                    n_pending -= 1
+                if not (converged or collapsed or iteration == max_iterations):
+                    continue
+                if collapsed:
+                    before = _replay(
+                        iteration - 1, first, n_lanes, order, parent_row, impedance, present, source, load_kva,
+                        pu_per_kva, start_pu,
+                    )  # fmt: skip
+                    publish(lane, case, order, present, before, voltage_pu)
+                else:
+                    publish(lane, case, order, present, voltage, voltage_pu)
+                if converged:
+                    if not lost:
+                        _lost(voltage, current, order.size, loss)
+                        lost = True
+                    loss_pu[case] = loss[lane]
+                n_sweeps[case] = iteration if converged else -iteration
+                pending[lane] = False
+                n_pending -= 1
             if n_pending == 0:
                 break
-            old, new = new, old

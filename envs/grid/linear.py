@@ -44,10 +44,14 @@ def lindistflow(feeder: Feeder, source_pu: float = 1.0) -> LinDistFlow:
     by P + jQ on phase g is 2 (Re(conj(rho) Z_fg) P + Im(conj(rho) Z_fg) Q). A load acts through the branches that its
     path shares with the bus looked at.
 
-    Raises ConfigError if source_pu is not positive.
+    Raises ConfigError if source_pu is not positive or the feeder has equipment.
     """
     if not 0 < source_pu < np.inf:
         raise ConfigError(f"lindistflow: source_pu must be positive and finite, got {source_pu}")
+    if feeder.equipment is not None:
+        raise ConfigError(
+            f"lindistflow: it knows lines and constant-power wye loads only, and feeder {feeder.name!r} has equipment"
+        )
     rotation = PHASE_UNIT[:, None] / PHASE_UNIT[None, :]
     branch = 2.0 * np.conj(rotation) * feeder.impedance_pu / PHASE_BASE_KVA
     on_path = _on_path(feeder)

@@ -15,14 +15,16 @@ from numpy.typing import ArrayLike
 
 from evcs_gym.envs.errors import ConfigError, DataError
 from evcs_gym.envs.grid.feeder import Feeder
-from evcs_gym.envs.grid.kernels import LANES, solve
+from evcs_gym.envs.grid.kernels import solve
+from evcs_gym.envs.grid.kernels_general import solve_general
+from evcs_gym.envs.grid.simd import LANES
 from evcs_gym.envs.threads import run_rows
 from evcs_gym.envs.types import BoolArray, ComplexArray, FloatArray, IntArray
 from evcs_gym.envs.units import PHASE_BASE_KVA
 
 PHASE_UNIT: Final = np.array([cmath.rect(1.0, math.radians(angle)) for angle in (0.0, -120.0, 120.0)])
 """(3,) direction of the source voltage of phases a, b, c."""
-_PARALLEL_FROM: Final = 24 * LANES
+_PARALLEL_FROM: Final = 48 * LANES
 """Cases from which threads pay for their launch (about a millisecond of work)."""
 _PHASES: Final = ("a", "b", "c")
 _NO_START: Final = np.empty((0, 0, 0))
@@ -52,13 +54,16 @@ def power_flow(
     tolerance_pu: float = 1e-8,
     max_iterations: int = 100,
     warm_start: ArrayLike | None = None,
+    delta_kva: ArrayLike | None = None,
 ) -> PowerFlow:
     """Voltages of a batch of loads on one feeder.
 
     load_kva: complex (B, N, 3), P + jQ drawn from each phase [kVA]; generation is negative. Row 0, the source, has no
         effect. source_pu: magnitude of the source voltage, one number or (B,). tolerance_pu: largest change of a
         voltage in the last sweep. warm_start: complex (B, N, 3), voltages to start from, such as the last result;
-        cases that do not converge from there are solved again from the source voltage.
+        cases that do not converge from there are solved again from the source voltage. delta_kva: complex (B, N, 3),
+        loads between phases ab, bc, ca [kVA] of a feeder with equipment; its nominal ones by default. There the powers
+        of all loads are those at nominal voltage, of which the feeder's shares depend on the voltage.
 
     A case that does not converge is marked in ``converged``; it never raises and never yields NaN. The result of a
     case is the same bit for bit whatever else is in the batch. From 384 cases on the work is spread over
@@ -78,11 +83,13 @@ def power_flow(
     source = _checked_source(source_pu, n_cases)
     _check_limits(tolerance_pu, max_iterations)
     start = None if warm_start is None else _checked_start(warm_start, load.shape)
-    flow = _solve(feeder, load, source, start, tolerance_pu, max_iterations)
+    delta = _checked_delta(feeder, delta_kva, n_cases)
+    flow = _solve(feeder, load, delta, source, start, tolerance_pu, max_iterations)
     if start is None or flow.converged.all():
         return flow
     again = np.flatnonzero(~flow.converged)
-    cold = _solve(feeder, load[again], source[again], None, tolerance_pu, max_iterations)
+    some = None if delta is None else delta[again]
+    cold = _solve(feeder, load[again], some, source[again], None, tolerance_pu, max_iterations)
     flow.voltage_pu[again] = cold.voltage_pu
     flow.loss_kw[again] = cold.loss_kw
     flow.iterations[again] += cold.iterations
@@ -104,23 +111,61 @@ def voltage_unbalance_frac(voltage_pu: ComplexArray) -> FloatArray:
     return np.divide(negative, positive, out=np.zeros_like(positive), where=complete)
 
 
-def branch_current_a(feeder: Feeder, load_kva: ComplexArray, voltage_pu: ComplexArray) -> ComplexArray:
+def branch_current_a(
+    feeder: Feeder, load_kva: ComplexArray, voltage_pu: ComplexArray, delta_kva: ComplexArray | None = None
+) -> ComplexArray:
     """Current of the branch from the parent of each bus, complex (B, N, 3) [A], from loads [kVA] and voltages [pu].
 
-    Column 0 is what leaves the source. Compare magnitudes with ``feeder.ampacity_a``.
+    Column 0 is what leaves the source; a transformer's current is that of its side away from the source. Compare
+    magnitudes with ``feeder.ampacity_a``. delta_kva: as in ``power_flow``.
     """
+    per_unit = _branch_current_pu(feeder, load_kva, voltage_pu, delta_kva)
+    return np.asarray(per_unit * (PHASE_BASE_KVA / (feeder.bus_kv / math.sqrt(3.0)))[:, None])
+
+
+def _branch_current_pu(
+    feeder: Feeder, load_kva: ComplexArray, voltage_pu: ComplexArray, delta_kva: ComplexArray | None
+) -> ComplexArray:
+    current = _load_current_pu(feeder, load_kva, voltage_pu, delta_kva)
+    if feeder.equipment is not None:
+        shunt_pu = feeder.equipment.shunt_siemens * feeder.base_ohm[:, None, None]
+        current += np.einsum("nfg,bng->bnf", shunt_pu, voltage_pu)
+    current[:, 0] = 0.0
+    for bus in feeder.sweep_order[:0:-1]:
+        passed = current[:, bus]
+        if feeder.equipment is not None:
+            passed = passed @ feeder.equipment.transfer[bus]  # (T^T J)^T = J^T T
+        current[:, feeder.parent[bus]] += passed
+    return current
+
+
+def _load_current_pu(
+    feeder: Feeder, load_kva: ComplexArray, voltage_pu: ComplexArray, delta_kva: ComplexArray | None
+) -> ComplexArray:
+    """Currents (B, N, 3) that the loads draw from the phases."""
     present = feeder.phase_present
     voltage = np.where(present, voltage_pu, 1.0)
     current: ComplexArray = np.where(present, np.conj(load_kva / PHASE_BASE_KVA / voltage), 0.0)
-    current[:, 0] = 0.0
-    for bus in feeder.sweep_order[:0:-1]:
-        current[:, feeder.parent[bus]] += current[:, bus]
-    return current * feeder.base_current_a
+    parts = feeder.equipment
+    if parts is None:
+        return current
+    current = current * _rise(parts.share_frac, np.abs(voltage))
+    between = voltage - np.roll(voltage, -1, axis=-1)
+    delta = parts.delta_kva[None] if delta_kva is None else delta_kva
+    there = np.where(delta != 0, between, 1.0)
+    drawn = np.conj(delta / PHASE_BASE_KVA / there) * _rise(parts.delta_share_frac, np.abs(there) / math.sqrt(3.0))
+    return np.asarray(current + drawn - np.roll(drawn, 1, axis=-1))
+
+
+def _rise(share_frac: FloatArray, size_pu: FloatArray) -> FloatArray:
+    """Power of a load at a voltage over its power at nominal voltage."""
+    return np.asarray(share_frac[..., 0] + share_frac[..., 1] * size_pu + share_frac[..., 2] * size_pu**2)
 
 
 def _solve(
     feeder: Feeder,
     load_kva: ComplexArray,
+    delta_kva: ComplexArray | None,
     source: ComplexArray,
     start_pu: ComplexArray | None,
     tolerance_pu: float,
@@ -131,20 +176,35 @@ def _solve(
     voltage = np.empty((n_cases, n_buses, 3), dtype=np.complex128)
     loss_pu = np.zeros(n_cases)
     n_sweeps = np.empty(n_cases, dtype=np.int64)
-    arrays = (
-        *feeder.sweep_tables,
-        source.view(np.float64),
-        load_kva.view(np.float64),
-        1.0 / PHASE_BASE_KVA,
-        _NO_START if start_pu is None else start_pu.view(np.float64),
-        float(tolerance_pu),
-        int(max_iterations),
-        voltage.view(np.float64),
-        loss_pu,
-        n_sweeps,
+    start = _NO_START if start_pu is None else start_pu.view(np.float64)
+    limits = (float(tolerance_pu), int(max_iterations))
+    per_kva = 1.0 / PHASE_BASE_KVA
+    cases = (source.view(np.float64), load_kva.view(np.float64))
+    if delta_kva is None:
+        written = (voltage.view(np.float64), loss_pu, n_sweeps)
+        arrays = (*feeder.sweep_tables, *cases, per_kva, start, *limits, *written)
+        run_rows(solve, n_cases, arrays, parallel_from=_PARALLEL_FROM, block=LANES)
+        return PowerFlow(voltage, loss_pu * PHASE_BASE_KVA, np.abs(n_sweeps), n_sweeps > 0)
+    delta = delta_kva.view(np.float64)
+    general = (*feeder.general_tables, *cases, delta, per_kva, start, *limits, voltage.view(np.float64), n_sweeps)
+    run_rows(solve_general, n_cases, general, parallel_from=_PARALLEL_FROM, block=LANES)
+    converged = n_sweeps > 0
+    loss_kw = np.zeros(n_cases)
+    loss_kw[converged] = _general_loss_kw(
+        feeder, load_kva[converged], delta_kva[converged], source[converged], voltage[converged]
     )
-    run_rows(solve, n_cases, arrays, parallel_from=_PARALLEL_FROM, block=LANES)
-    return PowerFlow(voltage, loss_pu * PHASE_BASE_KVA, np.abs(n_sweeps), n_sweeps > 0)
+    return PowerFlow(voltage, loss_kw, np.abs(n_sweeps), converged)
+
+
+def _general_loss_kw(
+    feeder: Feeder, load_kva: ComplexArray, delta_kva: ComplexArray, source: ComplexArray, voltage_pu: ComplexArray
+) -> FloatArray:
+    """(B,) active power that leaves the source less what the loads draw [kW]."""
+    sent = (source * np.conj(_branch_current_pu(feeder, load_kva, voltage_pu, delta_kva)[:, 0])).sum(axis=-1)
+    drawn = _load_current_pu(feeder, load_kva, voltage_pu, delta_kva)
+    drawn[:, 0] = 0.0
+    used = (voltage_pu * np.conj(drawn)).sum(axis=(-2, -1))
+    return np.asarray((sent - used).real * PHASE_BASE_KVA)
 
 
 def _complex_array(value: ArrayLike, name: str) -> ComplexArray:
@@ -184,6 +244,33 @@ def _checked_load(feeder: Feeder, load_kva: ArrayLike) -> ComplexArray:
     # The kernel is compiled for contiguous, writable arrays; those of a day are read-only.
     load = np.ascontiguousarray(load)
     return load if load.flags.writeable else load.copy()
+
+
+def _checked_delta(feeder: Feeder, delta_kva: ArrayLike | None, n_cases: int) -> ComplexArray | None:
+    """(B, N, 3) delta loads of a feeder with equipment, None for a feeder without."""
+    parts = feeder.equipment
+    if parts is None:
+        if delta_kva is not None:
+            raise ConfigError(
+                f"power_flow: delta_kva needs a feeder with equipment, and {feeder.name!r} has none; "
+                "build it with Equipment.of"
+            )
+        return None
+    shape = (n_cases, len(feeder), 3)
+    if delta_kva is None:
+        return np.broadcast_to(parts.delta_kva, shape).copy()
+    delta = _complex_array(delta_kva, "delta_kva")
+    if delta.shape != shape:
+        raise DataError(f"power_flow: delta_kva must have the shape of load_kva, {shape}, got {delta.shape}")
+    _check_finite(delta, "delta_kva", feeder)
+    stray = (delta != 0) & ~(feeder.phase_present & np.roll(feeder.phase_present, -1, axis=1))
+    if stray.any():
+        case, bus, pair = (int(i) for i in np.argwhere(stray)[0])
+        raise DataError(
+            f"power_flow: delta_kva of case {case} has a load at bus {feeder.bus_name[bus]!r} between phases "
+            f"{('ab', 'bc', 'ca')[pair]}, of which one is absent there"
+        )
+    return np.array(delta, dtype=np.complex128, order="C")
 
 
 def _checked_source(source_pu: ArrayLike, n_cases: int) -> ComplexArray:

@@ -1,16 +1,18 @@
 """The power flow against programs that other people wrote: power-grid-model and pandapower's runpp_3ph."""
 
+from typing import Any
+
 import numpy as np
 import pandapower
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from power_grid_model import CalculationMethod, PowerGridModel
+from power_grid_model import CalculationMethod, PowerGridModel, initialize_array
 
-from evcs_gym.envs.errors import ConfigError
+from evcs_gym.envs.errors import ConfigError, DataError
 from evcs_gym.envs.grid import Feeder, load_feeder, power_flow
 from evcs_gym.envs.types import ComplexArray
-from evcs_gym.evaluation.speed import pandapower_net, power_grid_model_input, power_grid_model_update
+from evcs_gym.evaluation.speed import power_grid_model_input, power_grid_model_update
 
 
 def untransposed_feeder(seed: int, n_buses: int) -> Feeder:
@@ -65,7 +67,7 @@ def test_power_grid_model_agrees_on_the_shipped_feeders_at_the_tolerance_in_use(
 
 def test_pandapower_agrees_on_the_unbalanced_default() -> None:
     feeder = load_feeder("synthetic33")
-    net = pandapower_net(feeder, feeder.load_kva, source_pu=1.02)
+    net = feeder.to_pandapower(source_pu=1.02)
     pandapower.runpp_3ph(net, tolerance_mva=1e-10)
     result = net.res_bus_3ph
     theirs = np.stack([result[f"vm_{p}_pu"] * np.exp(1j * np.radians(result[f"va_{p}_degree"])) for p in "abc"], axis=1)
@@ -76,7 +78,7 @@ def test_pandapower_agrees_on_the_unbalanced_default() -> None:
 
 def test_a_feeder_survives_the_way_to_pandapower_and_back() -> None:
     feeder = load_feeder("synthetic33")
-    twin = Feeder.from_pandapower(pandapower_net(feeder, feeder.load_kva))
+    twin = Feeder.from_pandapower(feeder.to_pandapower())
     assert np.array_equal(twin.parent, feeder.parent)
     np.testing.assert_allclose(twin.impedance_ohm, feeder.impedance_ohm, rtol=1e-14)
     np.testing.assert_allclose(twin.load_kva, feeder.load_kva, rtol=1e-14)
@@ -84,9 +86,96 @@ def test_a_feeder_survives_the_way_to_pandapower_and_back() -> None:
 
 def test_what_the_peers_cannot_describe_is_refused() -> None:
     with pytest.raises(ConfigError, match="untransposed lines, which pandapower cannot describe"):
-        pandapower_net(untransposed_feeder(0, 5), np.zeros((5, 3), dtype=complex))
+        untransposed_feeder(0, 5).to_pandapower()
     impedance = np.zeros((2, 3, 3))
     impedance[1, 0, 0] = 1.0
     single = Feeder.from_arrays(parent=[-1, 0], impedance_ohm=impedance, line_to_line_kv=0.4, load_kva=np.zeros((2, 3)))
     with pytest.raises(ConfigError, match="absent phases, which power-grid-model's lines do not know"):
         power_grid_model_input(single)
+
+
+def dyn_net(**changes: Any) -> Any:
+    """20 kV, a Dyn transformer, a 0.4 kV line with unbalanced load, and a capacitor."""
+    net = pandapower.create_empty_network()
+    high, low, end = (pandapower.create_bus(net, vn_kv=kv) for kv in (20.0, 0.4, 0.4))
+    pandapower.create_ext_grid(net, high, s_sc_max_mva=1e12, rx_max=0.1, x0x_max=1.0, r0x0_max=0.1, vm_pu=1.01)
+    values: dict[str, Any] = {"sn_mva": 0.4, "vn_hv_kv": 20.0, "vn_lv_kv": 0.4, "vk_percent": 6.0, "vkr_percent": 1.4}
+    values |= {"vk0_percent": 5.0, "vkr0_percent": 1.2, "pfe_kw": 0.0, "i0_percent": 0.0, "shift_degree": 150.0}
+    values |= {"mag0_percent": 100.0, "mag0_rx": 0.0, "si0_hv_partial": 0.9, "vector_group": "Dyn"}
+    values |= {"tap_side": "hv", "tap_neutral": 0, "tap_pos": 1, "tap_step_percent": 2.5, "tap_min": -2, "tap_max": 2}
+    values |= {"tap_changer_type": "Ratio"}
+    pandapower.create_transformer_from_parameters(net, high, low, **(values | changes))
+    line = {"r_ohm_per_km": 0.2, "x_ohm_per_km": 0.08, "r0_ohm_per_km": 0.8, "x0_ohm_per_km": 0.32}
+    pandapower.create_line_from_parameters(net, low, end, 0.2, c_nf_per_km=0, c0_nf_per_km=0, max_i_ka=1, **line)
+    power = {"p_a_mw": 0.04, "p_b_mw": 0.02, "p_c_mw": 0.01, "q_a_mvar": 0.01, "q_b_mvar": 0.01, "q_c_mvar": 0.0}
+    pandapower.create_asymmetric_load(net, end, **power)
+    return net
+
+
+def test_pandapower_agrees_on_a_dyn_transformer_with_a_tap() -> None:
+    net = dyn_net()
+    pandapower.runpp_3ph(net, tolerance_mva=1e-10)
+    result = net.res_bus_3ph
+    theirs = np.stack([result[f"vm_{p}_pu"].to_numpy() for p in "abc"], axis=1)
+    feeder = Feeder.from_pandapower(net)
+    ours = power_flow(feeder, feeder.load_kva[None], source_pu=1.01, tolerance_pu=1e-13).voltage_pu[0]
+    np.testing.assert_allclose(np.abs(ours), theirs, rtol=0, atol=1e-6)
+
+
+def test_power_grid_model_agrees_on_a_dyn_transformer_with_phase_shift() -> None:
+    """Clock 5, equal short-circuit impedances of all sequences, as power-grid-model assumes."""
+    feeder = Feeder.from_pandapower(dyn_net(vk0_percent=6.0, vkr0_percent=1.4, mag0_percent=1e9, tap_pos=0))
+    plain = Feeder.from_arrays(
+        parent=feeder.parent,
+        impedance_ohm=feeder.impedance_ohm,
+        line_to_line_kv=0.4,
+        load_kva=feeder.load_kva,
+    )
+    given = power_grid_model_input(plain, 1.01)
+    given["node"]["u_rated"][0] = 20e3
+    given["asym_line"] = given["asym_line"][1:]
+    transformer = initialize_array("input", "transformer", 1)
+    values: dict[str, Any] = {"id": 99, "from_node": 0, "to_node": 1, "from_status": 1, "to_status": 1}
+    values |= {"u1": 20e3, "u2": 400.0, "sn": 400e3, "uk": 0.06, "pk": 0.014 * 400e3, "i0": 0.0, "p0": 0.0}
+    values |= {"winding_from": 2, "winding_to": 1, "clock": 5}
+    values |= {"tap_side": 0, "tap_pos": 0, "tap_min": -1, "tap_max": 1, "tap_nom": 0, "tap_size": 0.0}
+    for key, value in values.items():
+        transformer[key] = value
+    given["transformer"] = transformer
+    node = PowerGridModel(given).calculate_power_flow(symmetric=False, error_tolerance=1e-12)["node"]
+    ours = power_flow(feeder, feeder.load_kva[None], source_pu=1.01, tolerance_pu=1e-13).voltage_pu[0]
+    np.testing.assert_allclose(ours, node["u_pu"] * np.exp(1j * node["u_angle"]), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"vector_group": "YNyn"}, "vector group 'YNyn'; only Dyn"),
+        ({"pfe_kw": 1.0}, "pfe_kw must be 0"),
+        ({"tap_side": "lv"}, "only taps on the high side"),
+        ({"si0_hv_partial": 2.0}, r"si0_hv_partial in \[0, 1\]"),
+        ({"vkr0_percent": 9.0}, r"vkr0_percent must lie in \[0, vk0_percent\]"),
+    ],
+)
+def test_transformers_that_are_not_modelled_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises((ConfigError, DataError), match=message):
+        Feeder.from_pandapower(dyn_net(**changes))
+
+
+def test_a_shunt_of_pandapower_is_a_capacitor() -> None:
+    net = load_feeder("synthetic33").to_pandapower()
+    pandapower.create_shunt(net, 17, q_mvar=-0.3, p_mw=0.0)
+    pandapower.runpp_3ph(net, tolerance_mva=1e-10)
+    theirs = np.stack([net.res_bus_3ph[f"vm_{p}_pu"].to_numpy() for p in "abc"], axis=1)
+    feeder = Feeder.from_pandapower(net)
+    ours = power_flow(feeder, feeder.load_kva[None], tolerance_pu=1e-13).voltage_pu[0]
+    np.testing.assert_allclose(np.abs(ours), theirs, rtol=0, atol=1e-6)
+    net.shunt.loc[0, "bus"] = 99
+    with pytest.raises(DataError, match=r"net\.shunt 0 is at bus 99"):
+        Feeder.from_pandapower(net)
+
+
+def test_equipment_is_not_written_to_pandapower() -> None:
+    feeder = Feeder.from_pandapower(dyn_net())
+    with pytest.raises(ConfigError, match=r"has equipment .* not written to pandapower"):
+        feeder.to_pandapower()

@@ -1,0 +1,255 @@
+"""Feeders from OpenDSS files, through the OpenDSS engine (package ``dss_python``, extra ``peers``).
+
+Every element is taken as the engine sees it, by its primitive admittance matrix: whatever can be described in a file
+as a line, a reactor, a transformer or a bank of them is read the same way, with the taps at which the file leaves it.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from evcs_gym.envs.errors import ConfigError, DataError
+from evcs_gym.envs.types import ComplexArray
+
+SOURCE_NAME: Final = "ideal_source"
+"""Label of bus 0, behind the source's impedance."""
+_SERIES: Final = ("line", "reactor", "transformer")
+_SILENT: Final = (
+    "monitor",
+    "energymeter",
+    "regcontrol",
+    "capcontrol",
+    "sensor",
+    "swtcontrol",
+    "fuse",
+    "relay",
+    "recloser",
+)
+"""Classes that measure or control: taps and switches stay where the file left them."""
+_POWER, _IMPEDANCE, _CURRENT = 1, 2, 5
+"""OpenDSS's numbers of the load models that exist here."""
+_PAIRS: Final = {frozenset((1, 2)): 0, frozenset((2, 3)): 1, frozenset((1, 3)): 2}
+_FLOATING: Final = 1e-4
+"""Share of a winding's admittances that its common current may find and the winding still counts as ungrounded."""
+_PARALLEL_TOLERANCE: Final = 1e-9
+
+
+@dataclass
+class _Parts:
+    """What is collected of a circuit, buses by name. Admittances in siemens, loads in kVA."""
+
+    series: dict[tuple[str, str], ComplexArray] = field(default_factory=dict)
+    is_line: dict[tuple[str, str], bool] = field(default_factory=dict)
+    shunt: dict[str, ComplexArray] = field(default_factory=dict)
+    loads: dict[tuple[str, str, int], ComplexArray] = field(default_factory=dict)  # constant P, I, Z
+    source: tuple[str, ComplexArray, float] | None = None
+
+    def add_shunt(self, bus: str, siemens: ComplexArray) -> None:
+        """Add to the shunt of a bus."""
+        self.shunt[bus] = self.shunt.get(bus, np.zeros((3, 3), dtype=np.complex128)) + siemens
+
+
+def collect_circuit(path: str | Path) -> tuple[_Parts, dict[str, float], str]:
+    """Parts of the circuit in a file, the nominal kV between phases of its buses, and its name.
+
+    Raises ConfigError without the engine or for an element that feeders do not have, DataError for a file that does
+    not exist, does not run or does not solve.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise DataError(f"from_opendss: there is no file {str(file)!r}; give the master file of the circuit")
+    engine = _engine()
+    try:
+        engine.Text.Command = f'redirect "{file.resolve()}"'
+        engine.Text.Command = "set controlmode=off"
+        engine.Text.Command = "calcvoltagebases"
+        engine.Text.Command = "solve"
+    except Exception as error:
+        raise DataError(f"from_opendss: the engine could not run {file.name}: {error}") from error
+    circuit = engine.ActiveCircuit
+    if not circuit.Solution.Converged:
+        raise DataError(f"from_opendss: the engine found no power flow of {file.name}; a feeder must have one")
+    where = f"OpenDSS circuit {circuit.Name!r}"
+    parts = _Parts()
+    for name in circuit.AllElementNames:
+        circuit.SetActiveElement(name)
+        if circuit.ActiveCktElement.Enabled:
+            _collect(parts, circuit, name.lower(), where)
+    level = {name.lower(): circuit.Buses(name).kVBase * math.sqrt(3.0) for name in circuit.AllBusNames}
+    return parts, level, circuit.Name
+
+
+def _engine() -> Any:
+    try:
+        from dss import dss
+    except ImportError as error:
+        raise ConfigError(
+            "from_opendss: the OpenDSS engine is not installed; pip install 'evcs-gym[peers]' brings it"
+        ) from error
+    engine = dss.NewContext()
+    engine.AllowForms = False
+    engine.AllowChangeDir = False
+    return engine
+
+
+def _collect(parts: _Parts, circuit: Any, name: str, where: str) -> None:
+    """Add the active element to the parts."""
+    kind = name.split(".", 1)[0]
+    element = circuit.ActiveCktElement
+    if kind in _SILENT:
+        return
+    if kind == "vsource":
+        _collect_source(parts, circuit, name, where)
+    elif kind == "load":
+        _collect_load(parts, circuit, name, where)
+    elif kind in (*_SERIES, "capacitor"):
+        if not any(element.IsOpen(terminal, 0) for terminal in range(1, element.NumTerminals + 1)):
+            _collect_delivery(parts, element, name, where)
+    else:
+        raise ConfigError(f"{where}: feeders have no element like {name!r}; remove it, or set enabled=no")
+
+
+def _matrix(element: Any) -> tuple[ComplexArray, list[tuple[str, int]]]:
+    """Primitive admittance [S] of an element without its grounded conductors, and the (bus, phase) of each row."""
+    size = element.NumTerminals * element.NumConductors
+    flat = np.asarray(element.Yprim)
+    admittance = (flat if np.iscomplexobj(flat) else flat[0::2] + 1j * flat[1::2]).reshape(size, size).T
+    buses = [bus.split(".")[0].lower() for bus in element.BusNames]
+    places = [(buses[position // element.NumConductors], int(node)) for position, node in enumerate(element.NodeOrder)]
+    kept = [k for k, (_, node) in enumerate(places) if node != 0]
+    return admittance[np.ix_(kept, kept)], [places[k] for k in kept]
+
+
+def _collect_delivery(parts: _Parts, element: Any, name: str, where: str) -> None:
+    admittance, places = _matrix(element)
+    buses = list(dict.fromkeys(bus for bus, _ in places))
+    if any(node > 3 for _, node in places):
+        raise ConfigError(f"{where}: {name!r} uses a node above 3; neutral conductors must be grounded")
+    if len(buses) == 1:
+        rows = [node - 1 for _, node in places]
+        shunt = np.zeros((3, 3), dtype=np.complex128)
+        np.add.at(shunt, np.ix_(rows, rows), admittance)
+        parts.add_shunt(buses[0], shunt)
+        return
+    if len(buses) != 2:
+        raise ConfigError(f"{where}: {name!r} joins {len(buses)} buses; only elements between two buses are supported")
+    first, second = sorted(buses)
+    rows = [node - 1 + (0 if bus == first else 3) for bus, node in places]
+    block = np.zeros((6, 6), dtype=np.complex128)
+    np.add.at(block, np.ix_(rows, rows), admittance)
+    key = (first, second)
+    parts.series[key] = parts.series.get(key, np.zeros((6, 6), dtype=np.complex128)) + block
+    parts.is_line[key] = parts.is_line.get(key, True) and not name.startswith("transformer.")
+
+
+def _collect_source(parts: _Parts, circuit: Any, name: str, where: str) -> None:
+    admittance, places = _matrix(circuit.ActiveCktElement)
+    if parts.source is not None or [node for _, node in places] != [1, 2, 3]:
+        raise ConfigError(f"{where}: one three-phase source is needed, and {name!r} is a second or another one")
+    source = circuit.Vsources
+    source.Name = name.split(".", 1)[1]
+    parts.source = (
+        places[0][0],
+        np.asarray(np.linalg.inv(admittance), dtype=np.complex128),
+        float(source.pu * source.BasekV),
+    )
+
+
+def _collect_load(parts: _Parts, circuit: Any, name: str, where: str) -> None:
+    loads = circuit.Loads
+    loads.Name = name.split(".", 1)[1]
+    model = int(loads.Model)
+    if model not in (_POWER, _IMPEDANCE, _CURRENT):
+        raise ConfigError(
+            f"{where}: {name!r} is of model {model}; constant power (1), impedance (2) and current (5) are supported"
+        )
+    element = circuit.ActiveCktElement
+    bus = element.BusNames[0].split(".")[0].lower()
+    nodes = [int(node) for node in element.NodeOrder]
+    n_phases = int(loads.Phases)
+    load_kva = complex(loads.kW, loads.kvar) / n_phases
+    kv = float(loads.kV)
+    if n_phases == 1:
+        ends = [(nodes[0], nodes[1])]
+    elif loads.IsDelta and n_phases == 3:
+        ends = [(nodes[k], nodes[(k + 1) % 3]) for k in range(3)]
+    elif not loads.IsDelta:
+        ends, kv = [(node, 0) for node in nodes[:n_phases]], kv / math.sqrt(3.0)
+    else:
+        raise ConfigError(f"{where}: {name!r} is a delta load of {n_phases} phases; 1 and 3 are supported")
+    for one, other in ends:
+        connection = "wye" if 0 in (one, other) else "delta"
+        if max(one, other) > 3 or one == other:
+            raise ConfigError(f"{where}: {name!r} lies between nodes {one} and {other}; phases are 1, 2 and 3")
+        place = max(one, other) - 1 if connection == "wye" else _PAIRS[frozenset((one, other))]
+        sums = parts.loads.setdefault((bus, connection, place), np.zeros(3, dtype=np.complex128))
+        # per kV and per kV^2 for now, until the bus's nominal voltage is known
+        power = {_POWER: 0, _CURRENT: 1, _IMPEDANCE: 2}[model]
+        sums[power] += load_kva / kv**power
+
+
+def branch_of(
+    block: ComplexArray, is_line: bool, from_first: bool, kv_ratio: float, label: str
+) -> tuple[ComplexArray, ComplexArray, ComplexArray, ComplexArray]:
+    """Impedance [ohm], transfer [pu], shunt at the near and the far end [S] of an admittance matrix between two buses.
+
+    block: (6, 6) [S], near bus first if ``from_first``. kv_ratio: nominal voltage of the near over that of the far
+    bus. A line becomes its series impedance and what it draws at its ends; anything else (Kron's reduction) a voltage
+    behind an impedance: V_far = T V_near - Z J, and J enters the near end as T^T J plus a shunt.
+    """
+    if not from_first:
+        block = np.roll(block, (3, 3), axis=(0, 1))
+    far = np.flatnonzero(np.abs(np.diagonal(block)[3:]) > 0.0)
+    y_nn, y_nf, y_fn, y_ff = block[:3, :3], block[:3, 3:], block[3:, :3], block[3:, 3:]
+    inside = np.ix_(far, far)
+    impedance, transfer = np.zeros((3, 3), dtype=np.complex128), np.eye(3, dtype=np.complex128)
+    try:
+        impedance[inside] = np.linalg.inv(-y_nf[inside] if is_line else y_ff[inside])
+    except np.linalg.LinAlgError as error:
+        raise DataError(f"{label} has no series impedance between equal phases of its ends: {error}") from error
+    if is_line:
+        return impedance, transfer, y_nn + y_nf, y_ff + y_fn
+    volts = -impedance @ y_fn
+    transfer[far] = volts[far] * kv_ratio
+    return impedance, transfer, y_nn + y_nf @ volts, np.zeros((3, 3), dtype=np.complex128)
+
+
+def is_floating(block: ComplexArray, from_first: bool) -> bool:
+    """Whether the far end of a three-phase admittance matrix has no path for a current common to its phases."""
+    far = (block if from_first else np.roll(block, (3, 3), axis=(0, 1)))[3:, 3:]
+    return bool(np.diagonal(far).all()) and abs(far.sum()) < _FLOATING * float(np.abs(far).sum())
+
+
+def loads_of(parts: _Parts, index: Mapping[str, int], bus_kv: Any, where: str) -> dict[str, Any]:
+    """load_kva, delta_kva (N, 3) and their shares (N, 3, 3)."""
+    shape = (len(index), 3)
+    out: dict[str, Any] = {}
+    for connection, load_name, share_name in (
+        ("wye", "load_kva", "share_frac"),
+        ("delta", "delta_kva", "delta_share_frac"),
+    ):
+        load = np.zeros(shape, dtype=np.complex128)
+        share = np.zeros((*shape, 3))
+        share[..., 0] = 1.0
+        for (bus, kind, place), sums in parts.loads.items():
+            if kind != connection:
+                continue
+            row = index[bus]
+            kv = bus_kv[row] / (1.0 if connection == "delta" else math.sqrt(3.0))
+            parted = sums * kv ** np.arange(3)
+            total = parted.sum()
+            size = np.abs(parted).sum()
+            if abs(abs(total) - size) > _PARALLEL_TOLERANCE * size:
+                raise ConfigError(
+                    f"{where}: bus {bus!r} has loads of different models and power factors on one phase; "
+                    "put one of them on a bus of its own"
+                )
+            if size > 0.0:
+                load[row, place] = total
+                share[row, place] = np.abs(parted) / size
+        out[load_name], out[share_name] = load, share
+    return out
