@@ -11,7 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -148,7 +148,7 @@ def speed(
     if plot is not None and target is not SpeedTarget.power_flow:
         raise ConfigError("speed: --plot shows the growth of the power flow; leave it out for other targets")
     with _quiet_stdout(), _stderr().status("timing ..."):
-        measure = {
+        measure: dict[SpeedTarget, Callable[[], list[timing.SpeedRow]]] = {
             SpeedTarget.fleet: timing.speed_fleet,
             SpeedTarget.power_flow: timing.speed_power_flow,
             SpeedTarget.traffic: traffic_timing.speed_traffic,
