@@ -148,7 +148,7 @@ def speed(
     if plot is not None and target is not SpeedTarget.power_flow:
         raise ConfigError("speed: --plot shows the growth of the power flow; leave it out for other targets")
     with _quiet_stdout(), _stderr().status("timing ..."):
-        measure: dict[SpeedTarget, Callable[[], list[timing.SpeedRow]]] = {
+        measure: dict[SpeedTarget, Callable[[], Sequence[Any]]] = {
             SpeedTarget.fleet: timing.speed_fleet,
             SpeedTarget.power_flow: timing.speed_power_flow,
             SpeedTarget.traffic: traffic_timing.speed_traffic,
