@@ -11,7 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -148,12 +148,13 @@ def speed(
     if plot is not None and target is not SpeedTarget.power_flow:
         raise ConfigError("speed: --plot shows the growth of the power flow; leave it out for other targets")
     with _quiet_stdout(), _stderr().status("timing ..."):
-        measure: dict[SpeedTarget, Callable[[], Sequence[Any]]] = {
-            SpeedTarget.fleet: timing.speed_fleet,
-            SpeedTarget.power_flow: timing.speed_power_flow,
-            SpeedTarget.traffic: traffic_timing.speed_traffic,
-        }
-        measured = measure[target]()
+        measured: Sequence[Any]
+        if target is SpeedTarget.traffic:
+            measured = traffic_timing.speed_traffic()
+        elif target is SpeedTarget.fleet:
+            measured = timing.speed_fleet()
+        else:
+            measured = timing.speed_power_flow()
     if plot is not None:
         from evcs_gym.evaluation.figures import growth_figure
 
