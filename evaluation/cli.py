@@ -148,7 +148,7 @@ def speed(
     if plot is not None and target is not SpeedTarget.power_flow:
         raise ConfigError("speed: --plot shows the growth of the power flow; leave it out for other targets")
     with _quiet_stdout(), _stderr().status("timing ..."):
-        measured: Sequence[Any]
+        measured: Any
         if target is SpeedTarget.traffic:
             measured = traffic_timing.speed_traffic()
         elif target is SpeedTarget.fleet:
