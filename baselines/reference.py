@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import os
-import tempfile
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -15,6 +13,7 @@ import numpy as np
 
 from evcs_gym.baselines.registry import NAIVE_RULE, make_rule
 from evcs_gym.baselines.score import rollout
+from evcs_gym.envs.files import write_whole
 from evcs_gym.envs.fleet.normal import make_world
 from evcs_gym.envs.fleet.pool import cache_folder, sources_digest
 from evcs_gym.envs.types import FloatArray
@@ -58,11 +57,7 @@ def _read(path: Path) -> dict[int, float]:
 
 def _write(path: Path, bounds: dict[int, float]) -> None:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".json")
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(bounds, file)
-        os.replace(temporary, path)
+        write_whole(path, lambda file: file.write(json.dumps(bounds).encode()))
     except OSError as error:
         warnings.warn(f"{path}: cannot be written ({error}); bounds will be solved again next time", stacklevel=3)
 

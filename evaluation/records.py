@@ -14,7 +14,6 @@ import os
 import platform
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -26,6 +25,7 @@ from numpy.typing import ArrayLike
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from evcs_gym.envs.errors import DataError
+from evcs_gym.envs.files import replace_file
 from evcs_gym.envs.types import FloatArray, IntArray
 from evcs_gym.evaluation import statistics
 
@@ -310,26 +310,8 @@ def write_text(path: Path, text: str) -> Path:
     Raises:
         DataError: the folder cannot be made or written; the file is then as it was.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _replace(path, text)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written ({error.strerror}); choose another folder") from error
+    replace_file(path, lambda file: file.write(text.encode()))
     return path
-
-
-def _replace(path: Path, text: str) -> None:
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8", newline="") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:  # an interrupt too: no half-written file is left behind
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def write_json(path: Path, comparison: Comparison) -> Path:

@@ -15,9 +15,10 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 from evcs_gym.baselines.score import Rollout, rollout
 from evcs_gym.envs.errors import ConfigError
+from evcs_gym.envs.files import replace_file
 from evcs_gym.envs.fleet import normal
 from evcs_gym.envs.types import FloatArray
-from evcs_gym.training.checkpoint import replace_file, save_checkpoint, save_policy
+from evcs_gym.training.checkpoint import save_checkpoint, save_policy
 from evcs_gym.training.config import Preset
 from evcs_gym.training.vec_env import NormalChargingVecEnv, PerBusPolicy
 

@@ -6,18 +6,17 @@ environment).
 """
 
 import json
-import os
 import random
-import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from stable_baselines3 import PPO
 
 from evcs_gym.envs.errors import ConfigError, DataError
+from evcs_gym.envs.files import replace_file
 from evcs_gym.envs.fleet import normal
 from evcs_gym.envs.specs import Spec, validated
 from evcs_gym.training.vec_env import NormalChargingVecEnv
@@ -36,33 +35,6 @@ class RunInfo(Spec):
     finished: bool = False
     captured_validation: float | None = None
     seconds: float = 0.0
-
-
-def replace_file(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Write beside the target and rename: an interruption never leaves half a file.
-
-    Raises:
-        DataError: the folder cannot be made or written; the file is then as it was.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _replace(path, write)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written ({error.strerror}); choose another folder") from error
-
-
-def _replace(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def write_run(folder: Path, info: RunInfo) -> None:

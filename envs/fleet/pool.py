@@ -9,7 +9,6 @@ import hashlib
 import importlib.metadata
 import importlib.resources
 import os
-import tempfile
 import warnings
 from functools import lru_cache
 from pathlib import Path
@@ -18,6 +17,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
+from evcs_gym.envs.files import write_whole
 from evcs_gym.envs.fleet.kernels import DayArrays
 from evcs_gym.envs.fleet.normal import World, make_world
 
@@ -67,15 +67,7 @@ def _read(path: Path, scenario: "Scenario") -> World:
 
 def _write(path: Path, world: World) -> None:
     arrays = {**world.days._asdict(), **{name: getattr(world, name) for name in _WORLD_ARRAYS}}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".npz")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            np.savez(file, **arrays)
-        os.replace(temporary, path)  # two processes may write at once: the last whole file stands
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    write_whole(path, lambda file: np.savez(file, **arrays))
 
 
 def load_pool(scenario: "Scenario", split: str = "train", n_days: int = DEFAULT_POOL_DAYS) -> World:

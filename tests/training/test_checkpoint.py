@@ -13,6 +13,7 @@ from training_fixtures import tiny_preset
 
 from evcs_gym.envs import Scenario
 from evcs_gym.envs.errors import ConfigError, DataError
+from evcs_gym.envs.files import replace_file
 from evcs_gym.envs.fleet.normal import World, make_world
 from evcs_gym.training import checkpoint
 from evcs_gym.training.checkpoint import (
@@ -22,7 +23,6 @@ from evcs_gym.training.checkpoint import (
     RunInfo,
     load_weights,
     read_run,
-    replace_file,
     restore_checkpoint,
     save_checkpoint,
     save_policy,
