@@ -1,7 +1,8 @@
 """Frozen records that stages hand to each other; the legend of shapes, units and signs.
 
 Shapes: B parallel environments, T slots of a day (48), N buses of the feeder, P phases (a, b, c), C charging
-buses, S sessions of a day (padded to the longest day where days are stacked), F features of an observation.
+buses, S sessions of a day (padded to the longest day where days are stacked) or charging stations of the market,
+F features of an observation.
 
 Signs: a load is positive when it draws from the network, a DG is positive when it feeds in, charging power is
 positive. Costs are positive when paid; rewards are their negative.
@@ -48,6 +49,54 @@ class Sessions:
 
     def __len__(self) -> int:
         return len(self.bus)
+
+
+@dataclass(frozen=True, eq=False)
+class StationAssets:
+    """What the charging stations of the market own, in the scenario's order; all arrays (S,) (model.md section 3).
+
+    name: of each station. bus: row of the feeder at which it connects, balanced on three phases. node: row of the road
+    network. pv_kw: installed photovoltaics. storage_kwh, storage_kw: capacity and largest power, either way, grid side.
+    charge_efficiency_frac, discharge_efficiency_frac: each way. self_discharge_frac: lost per slot.
+    energy_start_kwh, energy_min_kwh: E_0 and E_min. degradation_eur_per_kwh: per kWh charged or discharged, grid side.
+    n_plugs, plug_kw: chargers. connection_kw: largest net position, either sign. retail_eur_per_kwh: what drivers pay.
+    lost_load_eur_per_kwh: value of energy that drivers asked for and did not get.
+    """
+
+    name: tuple[str, ...]
+    bus: IntArray
+    node: IntArray
+    pv_kw: FloatArray
+    storage_kwh: FloatArray
+    storage_kw: FloatArray
+    charge_efficiency_frac: FloatArray
+    discharge_efficiency_frac: FloatArray
+    self_discharge_frac: FloatArray
+    energy_start_kwh: FloatArray
+    energy_min_kwh: FloatArray
+    degradation_eur_per_kwh: FloatArray
+    n_plugs: IntArray
+    plug_kw: FloatArray
+    connection_kw: FloatArray
+    retail_eur_per_kwh: FloatArray
+    lost_load_eur_per_kwh: FloatArray
+
+    def __len__(self) -> int:
+        return len(self.name)
+
+
+@dataclass(frozen=True, eq=False)
+class StationDay:
+    """What a day brings to the stations of the market; arrays (T, S).
+
+    pv_kw: available photovoltaic power. ev_kw: charging power that drivers ask for, committed load included (T6).
+    arrivals_veh_per_h: charging cars that come, wait_h: their time in the queue, both of the traffic equilibrium.
+    """
+
+    pv_kw: FloatArray
+    ev_kw: FloatArray
+    arrivals_veh_per_h: FloatArray
+    wait_h: FloatArray
 
 
 def frozen(array: Any) -> Any:
