@@ -240,7 +240,8 @@ class Valley:
 
 def valley_reference(world: World, price: FloatArray, net_kw: FloatArray, slot: int, cars: list[CarNow]) -> Valley:
     """Fill the energy of the cars into the blocks ahead, cheapest first: surplus at w2 price - w1, the rest of the
-    capacity of the cars still there at w2 price + w1; of equal ones the surplus first, then the earlier slot."""
+    capacity of the cars still there at w2 price + w1; of equal ones the surplus first, then the earlier slot. A block
+    takes from the car with the least time to spare first, within its stay and its power."""
     w1, w2 = world.spec.omega1_eur_per_kwh, world.spec.energy_weight
     blocks = []
     for s in range(slot, N_SLOTS):
@@ -249,14 +250,20 @@ def valley_reference(world: World, price: FloatArray, net_kw: FloatArray, slot: 
         blocks.append((w2 * float(price[s]) - w1, 0, s, inside * SLOT_H))
         blocks.append((w2 * float(price[s]) + w1, 1, s, (capacity - inside) * SLOT_H))
     low_here, high_here = w2 * float(price[slot]) - w1, w2 * float(price[slot]) + w1
-    left, level, here, paid = sum(car.remaining_kwh for car in cars), low_here, 0.0, 0.0
+    level, here, paid = low_here, 0.0, 0.0
+    urgent = sorted(cars, key=lambda car: car.stay - car.remaining_kwh / (car.power_kw * SLOT_H))
+    left = [car.remaining_kwh for car in urgent]
+    plan = np.zeros((len(cars), N_SLOTS))
     for cost, _, s, size in sorted(blocks):
-        take = min(size, left)
-        if take > 1e-12:
-            left -= take
+        room = size
+        for j, car in enumerate(urgent):
+            if s < slot + car.stay and room > 1e-9:
+                take = min(left[j], car.power_kw * SLOT_H - plan[j, s], room)
+                left[j], plan[j, s], room = left[j] - take, plan[j, s] + take, room - take
+        if size - room > 1e-9:
             level = cost
-            paid += take * cost
-            here += take / SLOT_H if s == slot else 0.0
+            paid += (size - room) * cost
+            here += (size - room) / SLOT_H if s == slot else 0.0
     return Valley(
         level,
         here,

@@ -461,27 +461,88 @@ def envelope(
 
 
 @njit(cache=True)
+def least_laxity_first(
+    slot: int,
+    start: int,
+    stop: int,
+    arrival: IntArray,
+    departure: IntArray,
+    power: FloatArray,
+    remaining: FloatArray,
+    cars: IntArray,
+) -> int:
+    """Sessions of the cars present, those with the least time to spare first, into ``cars``; how many there are."""
+    present = np.empty(stop - start, np.int64)
+    laxity = np.empty(stop - start)
+    n = 0
+    for i in range(start, stop):
+        if remaining[i] > ENERGY_ROUNDING_KWH and arrival[i] <= slot < departure[i]:
+            present[n] = i
+            laxity[n] = departure[i] - remaining[i] / (power[i] * SLOT_H)
+            n += 1
+    order = np.empty(n, np.int64)
+    sort_positions(laxity, n, order)
+    for j in range(n):
+        cars[j] = present[order[j]]
+    return n
+
+
+@njit(cache=True)
+def pour(
+    s: int,
+    block_kwh: float,
+    n_cars: int,
+    cars: IntArray,
+    departure: IntArray,
+    power: FloatArray,
+    need_kwh: FloatArray,
+    taken_kwh: FloatArray,
+) -> float:
+    """Energy of the cars, in their order, into a block of slot ``s``; what was poured is no longer needed."""
+    left = block_kwh
+    for j in range(n_cars):
+        if left <= ENERGY_ROUNDING_KWH:
+            break
+        i = cars[j]
+        if s < departure[i]:
+            take = min(min(need_kwh[j], power[i] * SLOT_H - taken_kwh[j, s]), left)
+            need_kwh[j] -= take
+            taken_kwh[j, s] += take
+            left -= take
+    return block_kwh - left
+
+
+@njit(cache=True)
 def valley(
     slot: int,
     order: IntArray,
     price: FloatArray,
     net: FloatArray,
     capacity_kw: FloatArray,
-    energy_kwh: float,
+    n_cars: int,
+    cars: IntArray,
+    departure: IntArray,
+    power: FloatArray,
+    remaining: FloatArray,
     rules: Rules,
 ) -> tuple[float, float, float, float, float, float]:
-    """Water-filling of the energy of the cars present over the slots ahead, cheapest first.
+    """Water-filling of the energy of the cars present over the slots of their stay, cheapest first.
 
     Each slot offers two blocks: up to the DG surplus at energy_weight * price - omega1, the rest of the capacity of the
-    cars still there at energy_weight * price + omega1. Returns the valley level [EUR/kWh], the power it puts in this
+    cars still there at energy_weight * price + omega1. A block takes from the cars in the given order, from each only
+    before its departure and no more than its power. Returns the valley level [EUR/kWh], the power it puts in this
     slot [kW], the energies cheaper than this slot's two blocks and in surplus ahead [kWh], and what it costs [EUR].
     ``order`` sorts the leads by price, so the two block lists are sorted and merged in linear time.
     """
     w1 = rules.omega1_eur_per_kwh
     low_here = rules.energy_weight * price[slot] - w1
     high_here = rules.energy_weight * price[slot] + w1
+    need_kwh = np.empty(n_cars)
+    for j in range(n_cars):
+        need_kwh[j] = remaining[cars[j]]
+    taken_kwh = np.zeros((n_cars, N_SLOTS))
     n = order.shape[0]
-    low, high, filled = 0, 0, 0.0
+    low, high = 0, 0
     level, here_kw, cheaper_low, cheaper_high, surplus_kwh, cost_eur = low_here, 0.0, 0.0, 0.0, 0.0, 0.0
     while low < n or high < n:
         cost_low = rules.energy_weight * price[slot + order[low]] - w1 if low < n else np.inf
@@ -500,10 +561,9 @@ def valley(
             cheaper_low += block_kwh
         if cost < high_here - 1e-12:
             cheaper_high += block_kwh
-        take = min(block_kwh, energy_kwh - filled)
-        if take > 1e-12:
+        take = pour(s, block_kwh, n_cars, cars, departure, power, need_kwh, taken_kwh)
+        if take > ENERGY_ROUNDING_KWH:
             level = cost
-            filled += take
             cost_eur += take * cost
             if s == slot:
                 here_kw += take / SLOT_H
@@ -554,7 +614,11 @@ def bus_features(
     for s in range(t + 1, N_SLOTS):
         capacity[s] += capacity[s - 1]
     least, largest = bus_bounds(t, rules.on_off, start, stop, arrival, departure, power, remaining)
-    level, here_kw, cheaper_low, cheaper_high, surplus, cost = valley(t, order, price, net, capacity, energy, rules)
+    cars = np.empty(stop - start, np.int64)
+    least_laxity_first(t, start, stop, arrival, departure, power, remaining, cars)
+    level, here_kw, cheaper_low, cheaper_high, surplus, cost = valley(
+        t, order, price, net, capacity, n_cars, cars, departure, power, remaining, rules
+    )
     w1, here = rules.omega1_eur_per_kwh, rules.energy_weight * price[t]
     per_kwh = 1.0 / max(energy, 1e-6)
     out[3], out[4], out[5] = least / installed_kw, largest / installed_kw, energy / installed_kw

@@ -36,7 +36,12 @@ OBSERVATION: tuple[Feature, ...] = (
     Feature(
         "valley_to_high", 1, "0.004 EUR/kWh", "water-filling level minus the cost of charging beyond the surplus now"
     ),
-    Feature("valley_power", 1, "installed kW", "power that water-filling of the cars present puts in this slot"),
+    Feature(
+        "valley_power",
+        1,
+        "installed kW",
+        "power that water-filling of the cars present, each within its stay, puts in this slot",
+    ),
     Feature("cheaper_than_low", 1, "energy needed", "capacity ahead cheaper than inside the surplus now, at most 5"),
     Feature("cheaper_than_high", 1, "energy needed", "capacity ahead cheaper than beyond the surplus now, at most 5"),
     Feature("surplus_ahead", 1, "energy needed", "DG surplus ahead that the cars present can absorb, at most 3"),
