@@ -6,6 +6,7 @@ charge_on_arrival is the naive reference of every comparison; water_filling is t
 import numpy as np
 from numba import njit
 
+from evcs_gym.envs.compilation import inner
 from evcs_gym.envs.fleet.kernels import ENERGY_ROUNDING_KWH, car_bounds, slots_left
 from evcs_gym.envs.fleet.normal import View
 from evcs_gym.envs.types import FloatArray, IntArray
@@ -98,7 +99,7 @@ def water_filling(view: View) -> FloatArray:
     )
 
 
-@njit(cache=True)
+@inner
 def _choose_slots(
     t: int,
     departure: int,

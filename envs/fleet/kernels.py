@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
+from evcs_gym.envs.compilation import inner
 from evcs_gym.envs.fleet.needs import SLOT_ROUNDING
 from evcs_gym.envs.types import BoolArray, ComplexArray, FloatArray, IntArray
 from evcs_gym.envs.units import N_SLOTS, SLOT_H
@@ -63,9 +64,13 @@ class Rules(NamedTuple):
     energy_weight: float
 
 
-@njit(cache=True)
-def sort_positions(key: np.ndarray, n: int, out: IntArray) -> None:
-    """Positions 0 .. n - 1 by ascending key, ties by position: a heap sort, which compiles faster than argsort."""
+@inner
+def sort_positions(key: np.ndarray, out: IntArray) -> None:
+    """Positions by ascending key into ``out``, which says how many; ties by position.
+
+    A heap sort, which compiles faster than argsort.
+    """
+    n = out.shape[0]
     for i in range(n):
         out[i] = i
     for size in range(n, 1, -1):
@@ -83,19 +88,19 @@ def sort_positions(key: np.ndarray, n: int, out: IntArray) -> None:
         out[0], out[size - 1] = out[size - 1], out[0]
 
 
-@njit(cache=True)
+@inner
 def comes_before(key: np.ndarray, i: int, j: int) -> bool:
     """Order of two positions."""
     return key[i] < key[j] or (key[i] == key[j] and i < j)
 
 
-@njit(cache=True)
+@inner
 def slots_left(remaining_kwh: float, power_kw: float) -> int:
     """Fewest slots that deliver the remaining energy."""
     return math.ceil(remaining_kwh / (power_kw * SLOT_H) - SLOT_ROUNDING)
 
 
-@njit(cache=True)
+@inner
 def car_bounds(slot: int, on_off: bool, departure: int, power_kw: float, remaining_kwh: float) -> tuple[float, float]:
     """Least and largest power of a car that is present: the least still fills it by its departure."""
     largest = power_kw if on_off else min(power_kw, remaining_kwh / SLOT_H)
@@ -106,7 +111,7 @@ def car_bounds(slot: int, on_off: bool, departure: int, power_kw: float, remaini
     return min(max(0.0, (remaining_kwh - later_kwh) / SLOT_H), largest), largest
 
 
-@njit(cache=True)
+@inner
 def bus_bounds(
     slot: int,
     on_off: bool,
@@ -127,7 +132,7 @@ def bus_bounds(
     return least, largest
 
 
-@njit(cache=True)
+@inner
 def knee_power(action: float, surplus_kw: float, least_kw: float, largest_kw: float) -> float:
     """Bus power of an action: -1 the least, 0 what absorbs the DG surplus, +1 the largest; linear between."""
     knee = min(max(surplus_kw, least_kw), largest_kw)
@@ -136,7 +141,7 @@ def knee_power(action: float, surplus_kw: float, least_kw: float, largest_kw: fl
     return knee + action * (largest_kw - knee)
 
 
-@njit(cache=True)
+@inner
 def action_of(power_kw: float, surplus_kw: float, least_kw: float, largest_kw: float) -> float:
     """The action whose knee gives a bus power, the inverse of `knee_power`; powers outside the bounds go to them."""
     knee = min(max(surplus_kw, least_kw), largest_kw)
@@ -146,7 +151,7 @@ def action_of(power_kw: float, surplus_kw: float, least_kw: float, largest_kw: f
     return (power - knee) / (largest_kw - knee) if largest_kw - knee > POWER_ROUNDING_KW else 0.0
 
 
-@njit(cache=True)
+@inner
 def forecast_of(truth: FloatArray, error: FloatArray, growth: FloatArray, slot: int, out: FloatArray) -> None:
     """Truth up to the slot, forecast beyond it (model.md section 0)."""
     for s in range(slot):
@@ -155,7 +160,7 @@ def forecast_of(truth: FloatArray, error: FloatArray, growth: FloatArray, slot: 
         out[s] = truth[s] + growth[s - slot] * error[s]
 
 
-@njit(cache=True)
+@inner
 def net_forecast(days: DayArrays, d: int, c: int, slot: int, out: FloatArray) -> None:
     """Base load minus DG of a charging bus as known in the slot."""
     for s in range(out.shape[0]):
@@ -165,7 +170,7 @@ def net_forecast(days: DayArrays, d: int, c: int, slot: int, out: FloatArray) ->
             out[s] += days.growth_frac[d, s - slot] * error
 
 
-@njit(cache=True)
+@inner
 def cheaper_ahead(slot: int, price: FloatArray, net: FloatArray, rules: Rules, out: IntArray) -> None:
     """out[s] = number of slots in (slot, s) whose marginal cost of charging is below the present one's."""
     here = rules.energy_weight * price[slot] + rules.omega1_eur_per_kwh * np.sign(net[slot])
@@ -178,7 +183,7 @@ def cheaper_ahead(slot: int, price: FloatArray, net: FloatArray, rules: Rules, o
         out[s + 1] = count
 
 
-@njit(cache=True)
+@inner
 def share_among_cars(
     slot: int,
     target_kw: float,
@@ -199,7 +204,7 @@ def share_among_cars(
     the last car takes the remainder.
     """
     present = np.empty(stop - start, np.int64)
-    key = np.empty(stop - start, np.int64)
+    key = np.empty(stop - start)
     n, total_kw, n_cars = 0, 0.0, 1
     for i in range(start, stop):
         n_cars = max(n_cars, car[i] + 1)
@@ -219,7 +224,7 @@ def share_among_cars(
             key[n] = rank * n_cars + car[i]
             n += 1
     order = np.empty(n, np.int64)
-    sort_positions(key, n, order)
+    sort_positions(key, order)
     for j in range(n):
         i = present[order[j]]
         low, high = car_bounds(slot, rules.on_off, departure[i], power[i], remaining[i])
@@ -302,7 +307,7 @@ def dispatch(
             )
 
 
-@njit(cache=True)
+@inner
 def plan_fault(
     slot: int, on_off: bool, arrival: int, departure: int, power: float, remaining: float, planned: float
 ) -> bool:
@@ -376,7 +381,7 @@ def charge(
                         load[b, bus, p] += planned / 3.0
 
 
-@njit(cache=True)
+@inner
 def voltage_excess(
     voltage_pu: ComplexArray, vmin_pu: FloatArray, vmax_pu: FloatArray, converged: bool
 ) -> tuple[float, int]:
@@ -431,7 +436,7 @@ def judge_voltage(
                 share[b, c] = 1.0 / n_buses
 
 
-@njit(cache=True)
+@inner
 def envelope(
     slot: int,
     start: int,
@@ -460,7 +465,7 @@ def envelope(
         out[at + h] /= scale
 
 
-@njit(cache=True)
+@inner
 def least_laxity_first(
     slot: int,
     start: int,
@@ -481,13 +486,13 @@ def least_laxity_first(
             laxity[n] = departure[i] - remaining[i] / (power[i] * SLOT_H)
             n += 1
     order = np.empty(n, np.int64)
-    sort_positions(laxity, n, order)
+    sort_positions(laxity, order)
     for j in range(n):
         cars[j] = present[order[j]]
     return n
 
 
-@njit(cache=True)
+@inner
 def pour(
     s: int,
     block_kwh: float,
@@ -512,7 +517,7 @@ def pour(
     return block_kwh - left
 
 
-@njit(cache=True)
+@inner
 def valley(
     slot: int,
     order: IntArray,
@@ -570,7 +575,7 @@ def valley(
     return level, here_kw, cheaper_low, cheaper_high, surplus_kwh, cost_eur
 
 
-@njit(cache=True)
+@inner
 def fraction(power_kw: float, least_kw: float, largest_kw: float) -> float:
     """Where a power lies between the bounds, 0 if they coincide."""
     if largest_kw - least_kw <= POWER_ROUNDING_KW:
@@ -578,7 +583,7 @@ def fraction(power_kw: float, least_kw: float, largest_kw: float) -> float:
     return (min(max(power_kw, least_kw), largest_kw) - least_kw) / (largest_kw - least_kw)
 
 
-@njit(cache=True)
+@inner
 def bus_features(
     t: int,
     start: int,
@@ -597,14 +602,13 @@ def bus_features(
 ) -> None:
     """Features of one bus that depend on its cars: positions 3..37 and 82 of the observation table."""
     capacity = np.zeros(N_SLOTS + 1)
-    energy, n_cars, laxity, mean_kw, urgent = 0.0, 0, 0.0, 0.0, 0.0
+    energy, laxity, mean_kw, urgent = 0.0, 0.0, 0.0, 0.0
     for i in range(start, stop):
         if remaining[i] <= ENERGY_ROUNDING_KWH or arrival[i] > t or t >= departure[i]:
             continue
         stay = departure[i] - t
         slack = stay - slots_left(remaining[i], power[i])
         energy += remaining[i]
-        n_cars += 1
         laxity += slack
         mean_kw += remaining[i] / (SLOT_H * stay)
         if slack <= URGENT_LAXITY_SLOTS:
@@ -615,7 +619,7 @@ def bus_features(
         capacity[s] += capacity[s - 1]
     least, largest = bus_bounds(t, rules.on_off, start, stop, arrival, departure, power, remaining)
     cars = np.empty(stop - start, np.int64)
-    least_laxity_first(t, start, stop, arrival, departure, power, remaining, cars)
+    n_cars = least_laxity_first(t, start, stop, arrival, departure, power, remaining, cars)
     level, here_kw, cheaper_low, cheaper_high, surplus, cost = valley(
         t, order, price, net, capacity, n_cars, cars, departure, power, remaining, rules
     )
@@ -636,14 +640,14 @@ def bus_features(
     envelope(t, start, stop, arrival, departure, power, remaining, installed_kw, out, 18)
 
 
-@njit(cache=True)
-def hourly_ahead(t: int, series: FloatArray, offset: float, scale: float, out: FloatArray, at: int) -> None:
+@inner
+def hourly_ahead(t: int, series: FloatArray, offset: float, scale: float, out: FloatArray) -> None:
     """Means over the hours ahead of (series - offset) / scale, zero beyond the horizon."""
     for h in range(N_HOURS_AHEAD):
         total = 0.0
         for s in range(t + 2 * h, min(t + 2 * h + 2, N_SLOTS)):
             total += series[s] - offset
-        out[at + h] = 0.5 * total / scale
+        out[h] = 0.5 * total / scale
 
 
 @njit(cache=True, nogil=True)
@@ -678,7 +682,7 @@ def observe(
         growth = days.growth_frac[d]
         forecast_of(days.import_eur_per_kwh[d], days.price_error_eur_per_kwh[d], growth, t, price)
         order = np.empty(N_SLOTS - t, np.int64)
-        sort_positions(price[t:], N_SLOTS - t, order)
+        sort_positions(price[t:], order)
         mean_price = 0.0
         for s in range(N_SLOTS):
             mean_price += price[s] / N_SLOTS
@@ -702,8 +706,8 @@ def observe(
             )
             row[38] = (price[t] - mean_price) / PRICE_SCALE_EUR_PER_KWH
             row[39] = net[t] / installed_kw[c]
-            hourly_ahead(t, price, price[t], PRICE_SCALE_EUR_PER_KWH, row, 40)
-            hourly_ahead(t, net, 0.0, installed_kw[c], row, 60)
+            hourly_ahead(t, price, price[t], PRICE_SCALE_EUR_PER_KWH, row[40:60])
+            hourly_ahead(t, net, 0.0, installed_kw[c], row[60:80])
             bus = charging_bus[c]
             headroom, seen = 1.0, 1.0
             for p in range(voltage_pu.shape[2]):

@@ -18,6 +18,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numba import njit
 
+from evcs_gym.envs.compilation import inner
 from evcs_gym.envs.data import TravelTables, VehicleModels, calendar_day_types
 from evcs_gym.envs.errors import ConfigError
 from evcs_gym.envs.types import BALANCED, BoolArray, FloatArray, IntArray, Sessions, frozen
@@ -441,7 +442,7 @@ def _cumulative(weight: FloatArray) -> FloatArray:
 # ------------------------------------------------------------------------------------------------------ diaries
 
 
-@njit(cache=True)
+@inner
 def _pick(cumulative: FloatArray, uniform: float) -> int:
     """First index whose cumulative share exceeds ``uniform``; the last one that has a share at all if none does."""
     last = 0
@@ -453,14 +454,14 @@ def _pick(cumulative: FloatArray, uniform: float) -> int:
     return last
 
 
-@njit(cache=True)
-def _pick_slot(cumulative: FloatArray, earliest: int, uniform: float) -> int:
+@inner
+def _pick_slot(cumulative: FloatArray, earliest: int | np.int64, uniform: float) -> int:
     """Slot drawn among those from ``earliest`` on; ``cumulative`` has a leading 0."""
     before = cumulative[earliest]
     return _pick(cumulative[1:], before + uniform * (cumulative[-1] - before))
 
 
-@njit(cache=True)
+@inner
 def _draw_diary(
     law: TravelLaw,
     person: int,
@@ -473,7 +474,7 @@ def _draw_diary(
 ) -> int:
     """Number of legs of one car and date; fills their times [slots from 00:00 of the date], km and whether home."""
     pattern = _pick(law.pattern_cum[person, day_type], uniforms[0])
-    earliest, leg_class, distance_km, duration = 0, 0, 0.0, 0.0
+    earliest, leg_class, distance_km, duration = np.int64(0), 0, 0.0, 0.0  # numba: a plain 0 is a type of its own
     for leg in range(law.n_legs[pattern]):
         u = uniforms[1 + UNIFORMS_PER_LEG * leg : 1 + UNIFORMS_PER_LEG * (leg + 1)]
         slot = _pick_slot(law.slot_cum[person, day_type, pattern, leg, leg_class], earliest, u[0])
@@ -747,7 +748,7 @@ def _simulate(
             soc[car] = _stay_home(car, home_since, end, n_windows, soc[car], request_below, batteries, log)
 
 
-@njit(cache=True)
+@inner
 def _stay_home(
     car: int,
     since: float,
@@ -783,7 +784,7 @@ def _stay_home(
     return soc
 
 
-@njit(cache=True)
+@inner
 def _drive(
     car: int,
     start: float,
@@ -811,7 +812,7 @@ def _drive(
     return soc
 
 
-@njit(cache=True)
+@inner
 def _spend(car: int, soc: float, need: float, batteries: _Batteries, log: _Log) -> float:
     """State of charge after driving; what is not there is counted, not forgotten."""
     if need > soc:
@@ -821,7 +822,7 @@ def _spend(car: int, soc: float, need: float, batteries: _Batteries, log: _Log) 
     return soc - need
 
 
-@njit(cache=True)
+@inner
 def _charge_fast(car: int, boundary: int, n_windows: int, soc: float, batteries: _Batteries, log: _Log) -> float:
     """Full if the state of charge is below the limit at the end of a slot; logged in the last window."""
     if soc >= FAST_REQUEST_BELOW_SOC_FRAC:
