@@ -215,6 +215,36 @@ def test_pandapower_lines_and_loads_by_hand() -> None:
     assert feeder.ampacity_a.tolist() == pytest.approx([np.inf, 200.0, 100.0])
 
 
+def test_pandapower_delta_loads_and_shares_by_hand() -> None:
+    net = small_net()
+    net.load["type"] = "delta"
+    net.load["const_i_p_percent"] = net.load["const_i_q_percent"] = 30.0
+    net.load["const_z_p_percent"] = net.load["const_z_q_percent"] = 20.0
+    pandapower.create_asymmetric_load(net, 5, p_b_mw=0.06, q_b_mvar=0.03, type="delta")
+    feeder = Feeder.from_pandapower(net)
+    parts = feeder.equipment
+    assert parts is not None
+    assert parts.delta_kva[1] == pytest.approx([50 + 25j] * 3)
+    assert parts.delta_share_frac[1] == pytest.approx(np.tile([0.5, 0.3, 0.2], (3, 1)))
+    assert parts.delta_kva[2] == pytest.approx([0, 60 + 30j, 0])
+    assert not feeder.load_kva[1].any()
+    assert feeder.load_kva[2] == pytest.approx([10 + 4j, 20, 30])
+
+
+def test_shares_that_differ_between_active_and_reactive_power_go_to_two_buses() -> None:
+    net = small_net()
+    net.load["const_z_p_percent"], net.load["const_z_q_percent"] = 20.0, 60.0
+    feeder = Feeder.from_pandapower(net)
+    parts = feeder.equipment
+    assert feeder.bus_name == ("3", "7", "5", "7#2")
+    assert feeder.parent.tolist() == [-1, 0, 1, 1]
+    assert parts is not None
+    # 50 + 25j per phase: constant power 40 + 10j, constant impedance 10 + 15j
+    assert feeder.load_kva[[1, 3], 0] == pytest.approx([40 + 10j, 10 + 15j])
+    assert parts.share_frac[[1, 3], 0].tolist() == [[1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]
+    assert abs(feeder.impedance_ohm[3]).max() <= 1e-6
+
+
 def test_open_and_out_of_service_elements_do_not_count() -> None:
     net = small_net()
     loop = pandapower.create_line_from_parameters(
@@ -252,8 +282,16 @@ def add_transformer(net: Any) -> None:
         (lambda net: net.line.__setitem__("c_nf_per_km", 10.0), ConfigError, r"c_nf_per_km is not zero"),
         (lambda net: net.line.__setitem__("to_bus", 99), DataError, r"line 0 ends at bus 99, which does not exist"),
         (lambda net: net.load.__setitem__("bus", 99), DataError, r"net.load 0 is at bus 99, which does not exist"),
-        (lambda net: net.load.__setitem__("type", "delta"), ConfigError, r"net.load 0 is connected in delta"),
-        (lambda net: net.load.__setitem__("const_z_p_percent", 5.0), ConfigError, r"net.load 0 depends on voltage"),
+        (
+            lambda net: net.asymmetric_load.__setitem__("type", "star"),
+            ConfigError,
+            r"net.asymmetric_load 0 has type 'star'; the connection must be 'wye' or 'delta'",
+        ),
+        (
+            lambda net: net.load.__setitem__("const_z_p_percent", 105.0),
+            DataError,
+            r"net.load 0: const_z and const_i of its p must lie in \[0, 100\] .* got 105.0 and 0.0",
+        ),
         (lambda net: net.line.__setitem__("r_ohm_per_km", np.nan), DataError, r"impedance_ohm must be finite"),
         (lambda net: net.line.__setitem__("in_service", False), DataError, r"bus '7' is not connected"),
         (
