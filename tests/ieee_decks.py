@@ -4,6 +4,11 @@ Parameters: IEEE PES Test Feeder Working Group; lengths in 1000 ft, matrices in 
 edition of both. Taps are fixed: those of the 34-bus feeder as published, those of the 37-bus feeder chosen here.
 """
 
+import csv
+import importlib.resources
+import math
+
+NF_PER_MICROSIEMENS = 1e3 / (2 * math.pi * 60)
 CODES_34 = """
 300 3 [.253181818|.039791667 .250719697|.040340909 .039128788 .251780303]
  [.252708333|.109450758 .256988636|.094981061 .086950758 .255132576]
@@ -59,6 +64,11 @@ LOADS_37 = """
 735.3.1 1 85 40|736.2.3 2 42 21|737.1.2 5 140 70|738.1.2 1 126 62|740.3.1 1 85 40|741.3.1 5 42 21|742.1.2 2 8 4
 742.2.3 2 85 40|744.1.2 1 42 21
 """
+TAPS_123 = """
+150r_1 7|9r_1 -1|25r_1 0|25r_3 -1|160r_1 8|160r_2 1|160r_3 5
+"""
+SWITCHES_123 = "150r 149|13 152|18 135|60 160|97 197|61 61s"
+MODELS = {"PQ": 1, "Z": 2, "I": 5}
 END = "Set tolerance=1e-11 maxiterations=200\n"
 
 
@@ -91,6 +101,77 @@ def ieee37(taps: tuple[float, float] = (7, 4)) -> str:
     text += "New Line.jumper phases=1 bus1=799.2 bus2=799r.2 r0=1e-3 r1=1e-3 x0=0 x1=0 c0=0 c1=0\n"
     text += codes(CODES_37) + lines(LINES_37) + loads(LOADS_37, {}, (4.8, 2.771))
     return text + "Set voltagebases=[230 4.8 0.48]\nCalcvoltagebases\n" + END
+
+
+def ieee123() -> str:
+    """From the tables of the shipped feeder, but nothing else of it: the engine forms all matrices."""
+    text = "Clear\nNew Circuit.ieee123 basekv=4.16 bus1=150 pu=1.00 R1=0 X1=0.0001 R0=0 X0=0.0001\n"
+    text += (
+        "New Transformer.head phases=3 windings=2 buses=[150 150r] conns=[wye wye] kvs=[4.16 4.16] kvas=[5000 5000] "
+        "xhl=.001 %loadloss=0.00001 ppm=0 taps=[1 1.04375]\n"
+    )
+    for entry in TAPS_123.strip().split("|")[1:]:
+        place, tap = entry.split()
+        bus, phase = place.split("r_")
+        text += (
+            f"New Transformer.r{bus}_{phase} phases=1 windings=2 buses=[{bus}.{phase} {bus}r.{phase}] "
+            f"kvs=[2.402 2.402] kvas=[2000 2000] xhl=.01 %loadloss=0.00001 ppm=0 taps=[1 {1 + 0.00625 * int(tap)}]\n"
+        )
+    for entry in SWITCHES_123.split("|"):
+        one, other = entry.split()
+        text += f"New Line.s{other} phases=3 bus1={one} bus2={other} r1=1e-3 r0=1e-3 x1=0 x0=0 c1=0 c0=0 length=.001\n"
+    text += "New Transformer.xfm1 phases=3 windings=2 xhl=2.72 buses=[61s 610] conns=[delta delta] kvs=[4.16 0.48] "
+    text += "kvas=[150 150] %rs=[0.635 0.635]\nNew Capacitor.c83 bus1=83 phases=3 kvar=600 kV=4.16\n"
+    for place in ("88.1", "90.2", "92.3"):
+        text += f"New Capacitor.c{place[:2]} bus1={place} phases=1 kvar=50 kV=2.402\n"
+    return text + segments_123() + loads_123() + "Set voltagebases=[4.16 0.48]\nCalcvoltagebases\n" + END
+
+
+def segments_123() -> str:
+    text, phases = "", {}
+    for row in table_123("configurations"):
+        kept = [phase for phase in "abc" if float(row[f"r{phase}{phase}"])]
+        phases[row["configuration"]] = ".".join(str("abc".index(phase) + 1) for phase in kept)
+        text += f"New Linecode.c{row['configuration']} nphases={len(kept)} units=mi"
+        for name, letter, factor in (
+            ("rmatrix", "r", 1.0),
+            ("xmatrix", "x", 1.0),
+            ("cmatrix", "b", NF_PER_MICROSIEMENS),
+        ):
+            lower = [[factor * float(row[letter + one + two]) for one in kept if one <= two] for two in kept]
+            text += f" {name}=[{' | '.join(' '.join(map(str, line)) for line in lower)}]"
+        text += "\n"
+    for row in table_123("segments"):
+        nodes = phases[row["configuration"]]
+        text += (
+            f"New Line.l{row['to']} phases={nodes.count('.') + 1} bus1={row['from']}.{nodes} bus2={row['to']}.{nodes} "
+            f"linecode=c{row['configuration']} length={row['length_ft']} units=ft\n"
+        )
+    return text
+
+
+def loads_123() -> str:
+    text = ""
+    for row in table_123("loads"):
+        kva = [(float(row[f"P{phase}_kW"]), float(row[f"Q{phase}_kvar"])) for phase in "abc"]
+        head = f"New Load.l{row['bus']}"
+        tail = f"model={MODELS[row['kind']]} vminpu=0.5 vmaxpu=1.5\n"
+        if row["connection"] == "Y" and kva[0] == kva[1] == kva[2]:
+            p, q = 3 * kva[0][0], 3 * kva[0][1]
+            text += f"{head} bus1={row['bus']} phases=3 conn=wye kV=4.16 kW={p} kvar={q} {tail}"
+            continue
+        for phase, (p, q) in enumerate(kva, start=1):
+            if p:
+                delta = row["connection"] == "D"
+                nodes = f"{phase}.{phase % 3 + 1}" if delta else f"{phase}"
+                kind = "conn=delta kV=4.16" if delta else "conn=wye kV=2.4"
+                text += f"{head}_{phase} bus1={row['bus']}.{nodes} phases=1 {kind} kW={p} kvar={q} {tail}"
+    return text
+
+
+def table_123(name: str) -> list[dict[str, str]]:
+    path = importlib.resources.files("evcs_gym.envs.data") / f"ieee123_{name}.csv"
+    return list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
 
 
 def transformer(name: str, buses: str, conns: str, kvs: str, kva: float, xhl: float, r: float) -> str:

@@ -30,7 +30,7 @@ from evcs_gym.envs.units import PHASE_BASE_KVA, V_PER_KV
 if TYPE_CHECKING:
     from evcs_gym.envs.grid.powerflow import PowerFlow
 
-SHIPPED_FEEDERS: Final = ("case33bw", "synthetic33", "ieee13")
+SHIPPED_FEEDERS: Final = ("case33bw", "synthetic33", "ieee13", "ieee123")
 """Names that ``load_feeder`` knows."""
 
 _N_PHASES: Final = 3
@@ -284,8 +284,9 @@ class Feeder:
 
 
 def load_feeder(name_or_path: str | Path) -> Feeder:
-    """A shipped feeder by name ("synthetic33", "case33bw", "ieee13"), or one of your own: a file of ``Feeder.save``
-    (PATH.json), or the common prefix of two tables.
+    """A shipped feeder by name ("synthetic33", "case33bw", "ieee13", "ieee123"), or one of your own.
+
+    Your own is a file of ``Feeder.save`` (PATH.json), or the common prefix of two tables.
 
     ``<prefix>_bus.csv`` and ``<prefix>_branch.csv`` hold a balanced network (columns bus, Pd_kW, Qd_kvar, base_kV_LL;
     from, to, r_ohm, x_ohm, status_closed): a third of each load per phase, uncoupled phases. ``<prefix>_lines.csv``

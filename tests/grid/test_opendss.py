@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from ieee_decks import ieee34, ieee37
+from ieee_decks import ieee34, ieee37, ieee123
 
 from evcs_gym.envs.errors import ConfigError, DataError
-from evcs_gym.envs.grid import Feeder, power_flow
+from evcs_gym.envs.grid import Feeder, load_feeder, power_flow
 
 HEAD = """Clear
 New Circuit.test basekv=4.16 pu=1.02 phases=3 bus1=head MVAsc3=2000 MVAsc1=2100
@@ -202,10 +202,23 @@ def test_the_13_bus_feeder_agrees_with_the_engine(tmp_path: Path) -> None:
     assert largest_difference_pu(tmp_path, IEEE13) <= 1e-6
 
 
-@pytest.mark.parametrize("deck", [ieee34(), ieee37()], ids=["34", "37"])
-def test_the_34_and_37_bus_feeders_agree_with_the_engine(deck: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("deck", [ieee34(), ieee37(), ieee123()], ids=["34", "37", "123"])
+def test_the_34_37_and_123_bus_feeders_agree_with_the_engine(deck: str, tmp_path: Path) -> None:
     """34: loads of two kinds on one phase. 37: three wires without ground, behind an open-delta regulator."""
     assert largest_difference_pu(tmp_path, deck) <= 1e-7
+
+
+def test_the_shipped_123_bus_feeder_agrees_with_the_engine(tmp_path: Path) -> None:
+    """Its matrices are built from the published tables without the engine; the deck holds the same tables."""
+    pytest.importorskip("dss", reason="dss_python is not installed")
+    (tmp_path / "circuit.dss").write_text(ieee123())
+    theirs = engine_voltages(tmp_path / "circuit.dss")
+    feeder = load_feeder("ieee123")
+    voltage = np.abs(power_flow(feeder, feeder.load_kva[None], tolerance_pu=1e-12).voltage_pu[0])
+    places = [(bus, phase) for bus, phase in np.argwhere(feeder.phase_present).tolist() if bus > 0]
+    assert {(feeder.bus_name[bus], phase + 1) for bus, phase in places} == theirs.keys()
+    worst = max(abs(voltage[bus, phase] - theirs[feeder.bus_name[bus], phase + 1]) for bus, phase in places)
+    assert worst <= 1e-7
 
 
 @pytest.mark.parametrize(
