@@ -20,7 +20,8 @@ from numpy.typing import ArrayLike
 
 from evcs_gym.envs.errors import ConfigError, DataError
 from evcs_gym.envs.grid import opendss, pandapower_net
-from evcs_gym.envs.grid.equipment import Equipment, check_equipment, no_load_pu
+from evcs_gym.envs.grid.defects import refuse_defects
+from evcs_gym.envs.grid.equipment import Equipment, no_load_pu
 from evcs_gym.envs.grid.feeder_file import read_feeder, save_feeder
 from evcs_gym.envs.grid.flags import HAS_DELTA, HAS_SHARES, HAS_SHUNT, HAS_TRANSFER
 from evcs_gym.envs.grid.network import phase_matrix, tree_from_branches
@@ -177,7 +178,8 @@ class Feeder:
 
         Raises DataError, naming the bus, for a wrong shape, a value that is not finite, a parent that does not
         exist, a loop, a bus that is not connected, a branch without impedance, a negative resistance, a phase that
-        its parent does not have, and a load at the source or on an absent phase.
+        its parent does not have, and a load at the source or on an absent phase. All such defects are listed, one per
+        line; ``check_arrays`` gives them as a list.
         """
         where = f"feeder {name!r}"
         parent_bus = _parent_array(parent, where)
@@ -199,11 +201,7 @@ class Feeder:
             name=name,
             equipment=equipment,
         )
-        _check_tree(feeder, where)
-        _check_branches(feeder, where)
-        _check_loads(feeder, where)
-        if equipment is not None:
-            check_equipment(feeder, equipment, where)
+        refuse_defects(feeder, where)
         return feeder
 
     @classmethod
@@ -226,12 +224,27 @@ class Feeder:
         """
         return cls.from_arrays(**pandapower_net.read_net(net))
 
+    @classmethod
+    def check_arrays(cls, vmin_pu: float = 0.95, vmax_pu: float = 1.05, **arrays: Any) -> list[str]:
+        """Everything that is wrong or doubtful about a network, in words, without raising; empty if nothing is.
+
+        arrays: those of ``from_arrays``. What that would refuse (buses that are not connected, loops, branches without
+        impedance, negative resistances, loads on absent phases, wrong shapes); if nothing, what ``check`` says.
+        """
+        try:
+            feeder = cls.from_arrays(**arrays)
+        except DataError as error:
+            return str(error).splitlines()
+        return feeder.check(vmin_pu, vmax_pu)
+
     def check(self, vmin_pu: float = 0.95, vmax_pu: float = 1.05) -> list[str]:
         """What is doubtful about the feeder, in words; empty if nothing is.
 
-        Suspected units (a branch that would drop 20 % at nominal load, or none that drops anything), and what the
-        power flow of the nominal loads breaks: voltage limits, ampacities, 2 % unbalance, convergence. What makes a
-        feeder impossible (loops, islands, absent phases, signs) is refused when it is made, with a DataError.
+        Suspected units (a branch that would drop 20 % at nominal load, or none that drops anything, a nominal voltage
+        that the transformers do not lead to), branches that no passive line can be, and what the power flow of the
+        nominal loads breaks: voltage limits, ampacities, 2 % unbalance, convergence. What makes a feeder impossible
+        (loops, islands, absent phases, signs) is refused when it is made, with a DataError; ``check_arrays`` lists
+        both.
         """
         from evcs_gym.envs.grid.inspect import complaints
 
@@ -352,73 +365,6 @@ def _bus_names(bus_name: Sequence[str] | None, n_buses: int, where: str) -> tupl
             f"got {len(names)} of which {len(set(names))} differ"
         )
     return names
-
-
-def _check_tree(feeder: Feeder, where: str) -> None:
-    """Every bus must reach bus 0 along its parents."""
-    parent, names = feeder.parent, feeder.bus_name
-    n_buses = len(parent)
-    if parent[0] != -1:
-        raise DataError(f"{where}: bus 0 is the source and must have parent -1, got {parent[0]}")
-    for bus in range(1, n_buses):
-        if parent[bus] == -1:
-            raise DataError(f"{where}: bus {names[bus]!r} is not connected: its parent is -1; only bus 0 has none")
-        if not 0 <= parent[bus] < n_buses:
-            raise DataError(
-                f"{where}: bus {names[bus]!r} has parent {parent[bus]}, a bus that does not exist; "
-                f"buses are 0..{n_buses - 1}"
-            )
-    reached = np.zeros(n_buses, dtype=np.bool_)
-    reached[0] = True
-    for bus in range(1, n_buses):
-        path: list[int] = []
-        here = bus
-        while not reached[here] and here not in path:
-            path.append(here)
-            here = int(parent[here])
-        if not reached[here]:
-            loop = " -> ".join(names[b] for b in [*path[path.index(here) :], here])
-            raise DataError(f"{where}: the feeder must be a tree, but the parents form a loop: {loop}")
-        reached[path] = True
-
-
-def _check_branches(feeder: Feeder, where: str) -> None:
-    """Impedances that can be a line, phases that come from somewhere, ampacities that are currents."""
-    impedance, present, names = feeder.impedance_ohm, feeder.phase_present, feeder.bus_name
-    if impedance[0].any():
-        raise DataError(f"{where}: impedance_ohm[0] must be zero: no branch leads to the source {names[0]!r}")
-    for bus in range(1, len(feeder)):
-        label = f"the branch to bus {names[bus]!r}"
-        if not present[bus].any():
-            raise DataError(
-                f"{where}: {label} has no impedance on the diagonal; merge the two buses, or give the line's impedance"
-            )
-        coupled = impedance[bus].any(axis=0) | impedance[bus].any(axis=1)
-        if (coupled & ~present[bus]).any():
-            phase = "abc"[int(np.argmax(coupled & ~present[bus]))]
-            raise DataError(f"{where}: {label} couples phase {phase} but has no self impedance there")
-        if (np.diagonal(impedance[bus]).real < 0).any():
-            raise DataError(f"{where}: {label} has a negative resistance: {np.diagonal(impedance[bus]).real} ohm")
-        orphan = present[bus] & ~present[feeder.parent[bus]]
-        if orphan.any():
-            phase = "abc"[int(np.argmax(orphan))]
-            raise DataError(
-                f"{where}: {label} has phase {phase}, which its parent {names[feeder.parent[bus]]!r} does not have"
-            )
-        if feeder.ampacity_a[bus] <= 0:
-            raise DataError(f"{where}: {label} must have a positive ampacity_a, got {feeder.ampacity_a[bus]}")
-
-
-def _check_loads(feeder: Feeder, where: str) -> None:
-    if feeder.load_kva[0].any():
-        raise DataError(
-            f"{where}: a load at the source {feeder.bus_name[0]!r} meets no impedance and would never be seen; "
-            "put it on another bus"
-        )
-    stray = (feeder.load_kva != 0) & ~feeder.phase_present
-    if stray.any():
-        bus, phase = (int(i) for i in np.argwhere(stray)[0])
-        raise DataError(f"{where}: bus {feeder.bus_name[bus]!r} has a load on phase {'abc'[phase]}, which is absent")
 
 
 # Tables
