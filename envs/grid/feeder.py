@@ -215,8 +215,8 @@ class Feeder:
         is "delta"; those of ``net.asymmetric_load`` are taken phase by phase, or pair by pair (ab, bc, ca). Shares of
         constant impedance and current (columns const_z_p_percent and so on) may differ between active and reactive
         power; where one bus cannot hold all that is on it, more buses carry it ("NAME#2", joined by a millionth of an
-        ohm). ``net.ext_grid.vm_pu`` is not taken over: the source voltage is an argument of the power flow, since
-        tap changers move it.
+        ohm). ``net.ext_grid.vm_pu`` and its short-circuit power are not taken over: the source is ideal and its
+        voltage an argument of the power flow, since tap changers move it.
 
         Raises ConfigError for what this model does not have (transformers other than Dyn, generators, line
         capacitance, closed bus-bus switches, several external grids) and DataError for loops, isolated buses and

@@ -39,7 +39,7 @@ _FLOATING: Final = 1e-4
 
 
 @dataclass
-class _Parts:
+class CircuitParts:
     """What is collected of a circuit, buses by name. Admittances in siemens, loads in kVA."""
 
     series: dict[tuple[str, str], ComplexArray] = field(default_factory=dict)
@@ -74,7 +74,7 @@ def read_circuit(path: str | Path) -> dict[str, Any]:
 
 
 def _network_of(
-    parts: "_Parts", level: Mapping[str, float], name: str, where: str
+    parts: "CircuitParts", level: Mapping[str, float], name: str, where: str
 ) -> tuple[Network, list[tuple[str, str]]]:
     """The tree with the source's impedance, and the buses of each of its other branches in their order."""
     if parts.source is None:
@@ -98,7 +98,7 @@ def _network_of(
     return network, keys
 
 
-def _add_branches(network: Network, parts: "_Parts", keys: list[tuple[str, str]], where: str) -> BoolArray:
+def _add_branches(network: Network, parts: "CircuitParts", keys: list[tuple[str, str]], where: str) -> BoolArray:
     """Impedances, transfers and shunts of all branches but the source's; returns which buses (N,) have no ground.
 
     Behind an ungrounded winding the voltage to ground hangs on the shunts there. A sweep that meets them one by one
@@ -139,7 +139,7 @@ def is_floating(block: ComplexArray) -> bool:
     return bool(np.diagonal(far).all()) and abs(far.sum()) < _FLOATING * float(np.abs(far).sum())
 
 
-def collect_circuit(path: str | Path) -> tuple[_Parts, dict[str, float], str]:
+def collect_circuit(path: str | Path) -> tuple[CircuitParts, dict[str, float], str]:
     """Parts of the circuit in a file, the nominal kV between phases of its buses, and its name.
 
     Raises ConfigError without the engine or for an element that feeders do not have, DataError for a file that does
@@ -160,7 +160,7 @@ def collect_circuit(path: str | Path) -> tuple[_Parts, dict[str, float], str]:
     if not circuit.Solution.Converged:
         raise DataError(f"from_opendss: the engine found no power flow of {file.name}; a feeder must have one")
     where = f"OpenDSS circuit {circuit.Name!r}"
-    parts = _Parts()
+    parts = CircuitParts()
     for name in circuit.AllElementNames:
         circuit.SetActiveElement(name)
         if circuit.ActiveCktElement.Enabled:
@@ -182,7 +182,7 @@ def _engine() -> Any:
     return engine
 
 
-def _collect(parts: _Parts, circuit: Any, name: str, where: str) -> None:
+def _collect(parts: CircuitParts, circuit: Any, name: str, where: str) -> None:
     """Add the active element to the parts."""
     kind = name.split(".", 1)[0]
     element = circuit.ActiveCktElement
@@ -210,7 +210,7 @@ def _matrix(element: Any) -> tuple[ComplexArray, list[tuple[str, int]]]:
     return admittance[np.ix_(kept, kept)], [places[k] for k in kept]
 
 
-def _collect_delivery(parts: _Parts, element: Any, name: str, where: str) -> None:
+def _collect_delivery(parts: CircuitParts, element: Any, name: str, where: str) -> None:
     admittance, places = _matrix(element)
     buses = list(dict.fromkeys(bus for bus, _ in places))
     if any(node > 3 for _, node in places):
@@ -232,7 +232,7 @@ def _collect_delivery(parts: _Parts, element: Any, name: str, where: str) -> Non
     parts.is_line[key] = parts.is_line.get(key, True) and not name.startswith("transformer.")
 
 
-def _collect_source(parts: _Parts, circuit: Any, name: str, where: str) -> None:
+def _collect_source(parts: CircuitParts, circuit: Any, name: str, where: str) -> None:
     admittance, places = _matrix(circuit.ActiveCktElement)
     if parts.source is not None or [node for _, node in places] != [1, 2, 3]:
         raise ConfigError(f"{where}: one three-phase source is needed, and {name!r} is a second or another one")
@@ -245,7 +245,7 @@ def _collect_source(parts: _Parts, circuit: Any, name: str, where: str) -> None:
     )
 
 
-def _collect_load(parts: _Parts, circuit: Any, name: str, where: str) -> None:
+def _collect_load(parts: CircuitParts, circuit: Any, name: str, where: str) -> None:
     loads = circuit.Loads
     loads.Name = name.split(".", 1)[1]
     model = int(loads.Model)
