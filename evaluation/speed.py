@@ -27,6 +27,8 @@ _LOG: Final = logging.getLogger(__name__)
 _TOLERANCE_PU: Final = 1e-8
 GROWTH_BUSES: Final = (33, 123, 906, 2500, 8500)
 """Sizes of the trees that show how the cost grows: those of well-known test feeders."""
+GROWTH_FEEDERS: Final = ("ieee123",)
+"""Shipped feeders that are timed beside the trees: with laterals, regulators and loads that depend on voltage."""
 GROWTH_BUS_CASES: Final = 2**19
 """Buses times cases of a call on a large tree: enough for a steady time, little enough for memory."""
 
@@ -57,12 +59,14 @@ def speed_power_flow(
     min_seconds: float = 0.5,
     feeder: Feeder | None = None,
     growth_buses: Sequence[int] = GROWTH_BUSES,
+    growth_feeders: Sequence[str] = GROWTH_FEEDERS,
 ) -> list[SpeedRow]:
     """Three-phase power flows per second and core: this project, then power-grid-model and pandapower if installed.
 
     batches: cases per call. min_seconds: each figure is the median of at least five calls over at least this time.
     feeder: "synthetic33" by default; pandapower can take part only if its lines are transposed. growth_buses: sizes
-    of synthetic trees that this project is timed on afterwards, to show how the cost grows.
+    of synthetic trees that this project is timed on afterwards, to show how the cost grows; growth_feeders: shipped
+    feeders timed after them.
 
     Every program runs on one thread and is timed in seconds of that core (CPU time), which other work on the machine
     disturbs little. Every case has its own loads (50-120 % of nominal per phase), starts from the source voltage and
@@ -89,7 +93,8 @@ def speed_power_flow(
                 _LOG.warning("%s is not installed, its rows are left out (%s)", name, error)
         own_s = next(row.seconds_per_item for row in rows if row.batch == max(batches))
         rows = [replace(row, times_own=row.seconds_per_item / own_s) for row in rows]
-        return rows + [_growth_row(n_buses, min_seconds) for n_buses in growth_buses]
+        larger = (*map(synthetic_tree, growth_buses), *map(load_feeder, growth_feeders))
+        return rows + [_growth_row(feeder, min_seconds) for feeder in larger]
 
 
 @contextmanager
@@ -130,8 +135,8 @@ def synthetic_tree(n_buses: int, drop_pu: float = 0.05) -> Feeder:
     return tree(np.asarray(tiny * (drop_pu / fall)))
 
 
-def _growth_row(n_buses: int, min_seconds: float) -> SpeedRow:
-    feeder = synthetic_tree(n_buses)
+def _growth_row(feeder: Feeder, min_seconds: float) -> SpeedRow:
+    n_buses = len(feeder)
     batch = max(64, min(1024, GROWTH_BUS_CASES // n_buses))
     loads = feeder.load_kva * np.random.default_rng(0).uniform(0.5, 1.2, (batch, n_buses, 3))
     row = _own_row(feeder, loads, min_seconds)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from evcs_gym.envs.errors import DataError
-from evcs_gym.envs.types import BoolArray, ComplexArray, FloatArray, frozen
+from evcs_gym.envs.types import ComplexArray, FloatArray, frozen
 from evcs_gym.envs.units import KW_PER_MW
 
 if TYPE_CHECKING:
@@ -108,35 +108,6 @@ def no_load_pu(feeder: "Feeder", parts: Equipment) -> ComplexArray:
     for bus in feeder.sweep_order[1:]:
         voltage[bus] = parts.transfer[bus] @ voltage[feeder.parent[bus]]
     return voltage
-
-
-def check_equipment(feeder: "Feeder", parts: Equipment, where: str) -> None:
-    """Equipment must fit the feeder's buses and phases; DataError names the bus."""
-    present, names = feeder.phase_present, feeder.bus_name
-    if len(parts.bus_kv) != len(feeder):
-        raise DataError(f"{where}: equipment must have one entry per bus, {len(feeder)}, got {len(parts.bus_kv)}")
-    if parts.shunt_siemens[0].any() or parts.delta_kva[0].any():
-        raise DataError(f"{where}: a shunt or a delta load at the source {names[0]!r} would never be seen; move it")
-    pair = present & np.roll(present, -1, axis=1)
-    stray: BoolArray = (parts.delta_kva != 0) & ~pair
-    if stray.any():
-        bus, load = (int(i) for i in np.argwhere(stray)[0])
-        raise DataError(
-            f"{where}: bus {names[bus]!r} has a delta load between phases {('ab', 'bc', 'ca')[load]}, "
-            "of which one is absent"
-        )
-    absent = ~present
-    touched = parts.shunt_siemens.any(axis=1) | parts.shunt_siemens.any(axis=2)
-    if (touched & absent).any():
-        bus, phase = (int(i) for i in np.argwhere(touched & absent)[0])
-        raise DataError(f"{where}: bus {names[bus]!r} has a shunt on phase {'abc'[phase]}, which is absent")
-    flat = np.abs(no_load_pu(feeder, parts)) < 0.1
-    if flat.any():
-        bus, phase = (int(i) for i in np.argwhere(flat)[0])
-        raise DataError(
-            f"{where}: without load bus {names[bus]!r} has no voltage on phase {'abc'[phase]}: its transfer must "
-            "lead from the parent's voltages to nominal ones (1 on the diagonal of an absent phase)"
-        )
 
 
 def _part(value: ArrayLike | None, default: np.ndarray[Any, Any], dtype: Any, name: str) -> np.ndarray[Any, Any]:

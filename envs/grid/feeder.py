@@ -20,23 +20,21 @@ from numpy.typing import ArrayLike
 
 from evcs_gym.envs.errors import ConfigError, DataError
 from evcs_gym.envs.grid import opendss, pandapower_net
-from evcs_gym.envs.grid.equipment import Equipment, check_equipment, no_load_pu
+from evcs_gym.envs.grid.defects import refuse_defects
+from evcs_gym.envs.grid.equipment import Equipment, no_load_pu
 from evcs_gym.envs.grid.feeder_file import read_feeder, save_feeder
 from evcs_gym.envs.grid.flags import HAS_DELTA, HAS_SHARES, HAS_SHUNT, HAS_TRANSFER
+from evcs_gym.envs.grid.network import phase_matrix, tree_from_branches
 from evcs_gym.envs.types import BoolArray, ComplexArray, FloatArray, IntArray, frozen
-from evcs_gym.envs.units import KW_PER_MW, PHASE_BASE_KVA, V_PER_KV
+from evcs_gym.envs.units import PHASE_BASE_KVA, V_PER_KV
 
 if TYPE_CHECKING:
     from evcs_gym.envs.grid.powerflow import PowerFlow
 
-SHIPPED_FEEDERS: Final = ("case33bw", "synthetic33", "ieee13")
+SHIPPED_FEEDERS: Final = ("case33bw", "synthetic33", "ieee13", "ieee123")
 """Names that ``load_feeder`` knows."""
 
 _N_PHASES: Final = 3
-_A_PER_KA: Final = V_PER_KV
-"""The prefix kilo is the same for volts and amperes."""
-_UNLIMITED_KA: Final = 99999.0
-"""What pandapower's MATPOWER converter writes for a branch without a rating."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,7 +178,8 @@ class Feeder:
 
         Raises DataError, naming the bus, for a wrong shape, a value that is not finite, a parent that does not
         exist, a loop, a bus that is not connected, a branch without impedance, a negative resistance, a phase that
-        its parent does not have, and a load at the source or on an absent phase.
+        its parent does not have, and a load at the source or on an absent phase. All such defects are listed, one per
+        line; ``check_arrays`` gives them as a list.
         """
         where = f"feeder {name!r}"
         parent_bus = _parent_array(parent, where)
@@ -202,11 +201,7 @@ class Feeder:
             name=name,
             equipment=equipment,
         )
-        _check_tree(feeder, where)
-        _check_branches(feeder, where)
-        _check_loads(feeder, where)
-        if equipment is not None:
-            check_equipment(feeder, equipment, where)
+        refuse_defects(feeder, where)
         return feeder
 
     @classmethod
@@ -216,21 +211,40 @@ class Feeder:
         Bus 0 is the bus of the external grid, the others follow in the order of ``net.bus``; labels are pandapower's
         bus indices. Each line becomes a branch with the positive-sequence impedance of its columns r, x_ohm_per_km;
         where r0, x0_ohm_per_km are given the phases are coupled (self (Z0 + 2 Z1)/3, mutual (Z0 - Z1)/3), else Z0 =
-        Z1 and they are not. Rows of ``net.load`` are split evenly over the phases. ``net.ext_grid.vm_pu`` is not
-        taken over: the source voltage is an argument of the power flow, since tap changers move it.
+        Z1 and they are not. Rows of ``net.load`` are split evenly over the phases, or over the pairs where their type
+        is "delta"; those of ``net.asymmetric_load`` are taken phase by phase, or pair by pair (ab, bc, ca). Shares of
+        constant impedance and current (columns const_z_p_percent and so on) may differ between active and reactive
+        power; where one bus cannot hold all that is on it, more buses carry it ("NAME#2", joined by a millionth of an
+        ohm). ``net.ext_grid.vm_pu`` and its short-circuit power are not taken over: the source is ideal and its
+        voltage an argument of the power flow, since tap changers move it.
 
         Raises ConfigError for what this model does not have (transformers other than Dyn, generators, line
-        capacitance, closed bus-bus switches, voltage-dependent or delta loads, several external grids) and
-        DataError for loops, isolated buses and malformed values.
+        capacitance, closed bus-bus switches, several external grids) and DataError for loops, isolated buses and
+        malformed values.
         """
-        return cls.from_arrays(**_read_pandapower(net))
+        return cls.from_arrays(**pandapower_net.read_net(net))
+
+    @classmethod
+    def check_arrays(cls, vmin_pu: float = 0.95, vmax_pu: float = 1.05, **arrays: Any) -> list[str]:
+        """Everything that is wrong or doubtful about a network, in words, without raising; empty if nothing is.
+
+        arrays: those of ``from_arrays``. What that would refuse (buses that are not connected, loops, branches without
+        impedance, negative resistances, loads on absent phases, wrong shapes); if nothing, what ``check`` says.
+        """
+        try:
+            feeder = cls.from_arrays(**arrays)
+        except DataError as error:
+            return str(error).splitlines()
+        return feeder.check(vmin_pu, vmax_pu)
 
     def check(self, vmin_pu: float = 0.95, vmax_pu: float = 1.05) -> list[str]:
         """What is doubtful about the feeder, in words; empty if nothing is.
 
-        Suspected units (a branch that would drop 20 % at nominal load, or none that drops anything), and what the
-        power flow of the nominal loads breaks: voltage limits, ampacities, 2 % unbalance, convergence. What makes a
-        feeder impossible (loops, islands, absent phases, signs) is refused when it is made, with a DataError.
+        Suspected units (a branch that would drop 20 % at nominal load, or none that drops anything, a nominal voltage
+        that the transformers do not lead to), branches that no passive line can be, and what the power flow of the
+        nominal loads breaks: voltage limits, ampacities, 2 % unbalance, convergence. What makes a feeder impossible
+        (loops, islands, absent phases, signs) is refused when it is made, with a DataError; ``check_arrays`` lists
+        both.
         """
         from evcs_gym.envs.grid.inspect import complaints
 
@@ -252,8 +266,11 @@ class Feeder:
     def to_pandapower(self, load_kva: ComplexArray | None = None, source_pu: float = 1.0) -> Any:
         """The feeder as a pandapower network ready for ``runpp_3ph`` and its plots; bus index = bus.
 
-        load_kva: (N, 3) [kVA], the nominal loads by default. Raises ConfigError for equipment and for untransposed
-        lines: pandapower describes a line by its sequence impedances.
+        load_kva: (N, 3) [kVA] of the loads between phase and neutral, the nominal ones by default. Delta loads and
+        capacitors equal on three phases go along. Loads that depend on voltage go to ``net.load``, where they must be
+        equal on three phases; pandapower's ``runpp`` honours their shares, its ``runpp_3ph`` does not. Raises
+        ConfigError, naming the bus, for transformers, regulators, untransposed lines (pandapower describes a line by
+        its sequence impedances), other shunts and uneven loads that depend on voltage.
         """
         return pandapower_net.write_net(self, self.load_kva if load_kva is None else load_kva, source_pu)
 
@@ -267,17 +284,22 @@ class Feeder:
         = 1 is the file's source, and angles count from it. Loads keep their model at every voltage; OpenDSS's change
         to constant impedance outside vminpu..vmaxpu.
 
+        Loads of several models and power factors on one phase are spread over buses "NAME", "NAME#2" and "NAME#3",
+        joined by a millionth of an ohm. Networks behind an ungrounded delta winding, such as the IEEE 37-bus feeder,
+        are taken with the shunts from which their voltage to ground results.
+
         Raises ConfigError where the engine is not installed and for what this model does not have (generators, load
-        models other than constant power, current and impedance, ungrounded neutrals, networks behind an ungrounded
-        delta winding such as the IEEE 37-bus feeder, elements between three buses),
-        DataError for a file that does not run or does not solve, loops and isolated buses.
+        models other than constant power, current and impedance, ungrounded neutrals, loads to ground behind an
+        ungrounded winding, elements between three buses), DataError for a file that does not run or does not solve,
+        loops and isolated buses.
         """
-        return cls.from_arrays(**_read_opendss(path))
+        return cls.from_arrays(**opendss.read_circuit(path))
 
 
 def load_feeder(name_or_path: str | Path) -> Feeder:
-    """A shipped feeder by name ("synthetic33", "case33bw", "ieee13"), or one of your own: a file of ``Feeder.save``
-    (PATH.json), or the common prefix of two tables.
+    """A shipped feeder by name ("synthetic33", "case33bw", "ieee13", "ieee123"), or one of your own.
+
+    Your own is a file of ``Feeder.save`` (PATH.json), or the common prefix of two tables.
 
     ``<prefix>_bus.csv`` and ``<prefix>_branch.csv`` hold a balanced network (columns bus, Pd_kW, Qd_kvar, base_kV_LL;
     from, to, r_ohm, x_ohm, status_closed): a third of each load per phase, uncoupled phases. ``<prefix>_lines.csv``
@@ -345,114 +367,6 @@ def _bus_names(bus_name: Sequence[str] | None, n_buses: int, where: str) -> tupl
     return names
 
 
-def _check_tree(feeder: Feeder, where: str) -> None:
-    """Every bus must reach bus 0 along its parents."""
-    parent, names = feeder.parent, feeder.bus_name
-    n_buses = len(parent)
-    if parent[0] != -1:
-        raise DataError(f"{where}: bus 0 is the source and must have parent -1, got {parent[0]}")
-    for bus in range(1, n_buses):
-        if parent[bus] == -1:
-            raise DataError(f"{where}: bus {names[bus]!r} is not connected: its parent is -1; only bus 0 has none")
-        if not 0 <= parent[bus] < n_buses:
-            raise DataError(
-                f"{where}: bus {names[bus]!r} has parent {parent[bus]}, a bus that does not exist; "
-                f"buses are 0..{n_buses - 1}"
-            )
-    reached = np.zeros(n_buses, dtype=np.bool_)
-    reached[0] = True
-    for bus in range(1, n_buses):
-        path: list[int] = []
-        here = bus
-        while not reached[here] and here not in path:
-            path.append(here)
-            here = int(parent[here])
-        if not reached[here]:
-            loop = " -> ".join(names[b] for b in [*path[path.index(here) :], here])
-            raise DataError(f"{where}: the feeder must be a tree, but the parents form a loop: {loop}")
-        reached[path] = True
-
-
-def _check_branches(feeder: Feeder, where: str) -> None:
-    """Impedances that can be a line, phases that come from somewhere, ampacities that are currents."""
-    impedance, present, names = feeder.impedance_ohm, feeder.phase_present, feeder.bus_name
-    if impedance[0].any():
-        raise DataError(f"{where}: impedance_ohm[0] must be zero: no branch leads to the source {names[0]!r}")
-    for bus in range(1, len(feeder)):
-        label = f"the branch to bus {names[bus]!r}"
-        if not present[bus].any():
-            raise DataError(
-                f"{where}: {label} has no impedance on the diagonal; merge the two buses, or give the line's impedance"
-            )
-        coupled = impedance[bus].any(axis=0) | impedance[bus].any(axis=1)
-        if (coupled & ~present[bus]).any():
-            phase = "abc"[int(np.argmax(coupled & ~present[bus]))]
-            raise DataError(f"{where}: {label} couples phase {phase} but has no self impedance there")
-        if (np.diagonal(impedance[bus]).real < 0).any():
-            raise DataError(f"{where}: {label} has a negative resistance: {np.diagonal(impedance[bus]).real} ohm")
-        orphan = present[bus] & ~present[feeder.parent[bus]]
-        if orphan.any():
-            phase = "abc"[int(np.argmax(orphan))]
-            raise DataError(
-                f"{where}: {label} has phase {phase}, which its parent {names[feeder.parent[bus]]!r} does not have"
-            )
-        if feeder.ampacity_a[bus] <= 0:
-            raise DataError(f"{where}: {label} must have a positive ampacity_a, got {feeder.ampacity_a[bus]}")
-
-
-def _check_loads(feeder: Feeder, where: str) -> None:
-    if feeder.load_kva[0].any():
-        raise DataError(
-            f"{where}: a load at the source {feeder.bus_name[0]!r} meets no impedance and would never be seen; "
-            "put it on another bus"
-        )
-    stray = (feeder.load_kva != 0) & ~feeder.phase_present
-    if stray.any():
-        bus, phase = (int(i) for i in np.argwhere(stray)[0])
-        raise DataError(f"{where}: bus {feeder.bus_name[bus]!r} has a load on phase {'abc'[phase]}, which is absent")
-
-
-def _tree_from_branches(
-    branches: Sequence[tuple[int, int]], names: Sequence[str], where: str
-) -> tuple[IntArray, IntArray]:
-    """Parent of every bus and the branch that leads to it, (N,) each, from undirected branches; bus 0 is the source.
-
-    A loop and a bus without a path to the source are refused here, where the branches are still known.
-    """
-    n_buses = len(names)
-    neighbours: list[list[tuple[int, int]]] = [[] for _ in range(n_buses)]
-    for k, (a, b) in enumerate(branches):
-        neighbours[a].append((b, k))
-        neighbours[b].append((a, k))
-    parent = np.full(n_buses, -1, dtype=np.int64)
-    branch = np.full(n_buses, -1, dtype=np.int64)
-    reached = {0}
-    pending = [0]
-    while pending:
-        bus = pending.pop()
-        for other, k in neighbours[bus]:
-            if k == branch[bus]:
-                continue
-            if other in reached:
-                raise DataError(
-                    f"{where}: the feeder must be a tree, but the branch between {names[bus]!r} and {names[other]!r} "
-                    "closes a loop; open it"
-                )
-            reached.add(other)
-            parent[other], branch[other] = bus, k
-            pending.append(other)
-    for bus in range(n_buses):
-        if bus not in reached:
-            raise DataError(f"{where}: bus {names[bus]!r} is not connected to the source {names[0]!r}")
-    return parent, branch
-
-
-def _phase_matrix(self_ohm: ComplexArray, mutual_ohm: ComplexArray) -> ComplexArray:
-    """(M, 3, 3) impedance matrices of transposed lines from their self and mutual impedances (M,)."""
-    eye = np.eye(_N_PHASES)
-    return self_ohm[:, None, None] * eye + mutual_ohm[:, None, None] * (1.0 - eye)
-
-
 # Tables
 
 
@@ -469,7 +383,7 @@ def _read_tables(folder: Traversable, prefix: str, name: str) -> Feeder:
     _bus_names(names, len(names), buses.name)
     index = {bus: i for i, bus in enumerate(names)}
     pairs = [(_bus_index(index, a, branches.name), _bus_index(index, b, branches.name)) for a, b in ends]
-    parent, branch = _tree_from_branches(pairs, names, branches.name)
+    parent, branch = tree_from_branches(pairs, names, branches.name)
     return Feeder.from_arrays(
         parent=parent,
         impedance_ohm=_by_bus(matrices, branch),
@@ -500,13 +414,13 @@ def _uncoupled_lines(table: Traversable) -> tuple[list[tuple[str, ...]], Complex
     closed = rows[:, 2] != 0
     self_ohm = rows[closed, 0] + 1j * rows[closed, 1]
     kept = [pair for pair, keep in zip(ends, closed.tolist(), strict=True) if keep]
-    return kept, _phase_matrix(self_ohm, np.zeros_like(self_ohm))
+    return kept, phase_matrix(self_ohm, np.zeros_like(self_ohm))
 
 
 def _transposed_lines(table: Traversable) -> tuple[list[tuple[str, ...]], ComplexArray]:
     """Ends and matrices (M, 3, 3) [ohm] of a table with self and mutual impedances."""
     ends, rows = _read_csv(table, ("from", "to"), ("Rself_ohm", "Xself_ohm", "Rmut_ohm", "Xmut_ohm"))
-    return ends, _phase_matrix(rows[:, 0] + 1j * rows[:, 1], rows[:, 2] + 1j * rows[:, 3])
+    return ends, phase_matrix(rows[:, 0] + 1j * rows[:, 1], rows[:, 2] + 1j * rows[:, 3])
 
 
 def _by_bus(matrices: ComplexArray, branch: IntArray) -> ComplexArray:
@@ -558,230 +472,3 @@ def _number(text: str | None, where: str) -> float:
     if not math.isfinite(value):
         raise DataError(f"{where} must be a finite number, got {text!r}")
     return value
-
-
-# pandapower; duck-typed, so that the environments do not depend on it
-
-_UNSUPPORTED_ELEMENTS: Final = (
-    "trafo3w",
-    "gen",
-    "sgen",
-    "asymmetric_sgen",
-    "storage",
-    "motor",
-    "ward",
-    "xward",
-    "impedance",
-    "dcline",
-    "svc",
-    "ssc",
-    "tcsc",
-    "vsc",
-)
-
-
-def _read_pandapower(net: Any) -> dict[str, Any]:
-    """Arguments of ``Feeder.from_arrays`` from a pandapower network."""
-    name = str(getattr(net, "name", "") or "pandapower")
-    where = f"pandapower network {name!r}"
-    _refuse_unsupported(net, where)
-    grids = net.ext_grid[net.ext_grid.in_service.astype(bool)]
-    if len(grids) != 1:
-        raise ConfigError(f"{where}: one external grid in service is needed as the source, got {len(grids)}")
-    source = grids.bus.iloc[0]
-    in_service = net.bus[net.bus.in_service.astype(bool)]
-    if source not in in_service.index:
-        raise DataError(f"{where}: the external grid is at bus {source}, which does not exist or is out of service")
-    buses = [source, *(bus for bus in in_service.index if bus != source)]
-    names = [str(bus) for bus in buses]
-    index = {bus: i for i, bus in enumerate(buses)}
-    pairs, matrices, ampacity = _pandapower_lines(net, index, where)
-    bus_kv = in_service.vn_kv.loc[buses].to_numpy(dtype=np.float64)
-    ends = [*pairs, *_pandapower_transformers(net, index, where)]
-    parent, branch = _tree_from_branches(ends, names, where)
-    impedance, ampacity_by_bus = np.zeros((len(buses), 3, 3), dtype=np.complex128), np.full(len(buses), np.inf)
-    transfer = np.repeat(np.eye(3, dtype=np.complex128)[None], len(buses), axis=0)
-    transformers = list(net.trafo[net.trafo.in_service.astype(bool)].itertuples())
-    for bus in range(1, len(buses)):
-        up, kind = int(parent[bus]), int(branch[bus])
-        if kind < len(pairs):
-            if bus_kv[up] != bus_kv[bus]:
-                raise DataError(f"{where}: the line to bus {names[bus]!r} joins {bus_kv[up]} kV and {bus_kv[bus]} kV")
-            impedance[bus], ampacity_by_bus[bus] = matrices[kind], ampacity[kind]
-            continue
-        row = transformers[kind - len(pairs)]
-        label = f"{where}: net.trafo {row.Index}"
-        if buses[bus] != row.lv_bus:
-            raise ConfigError(f"{label} must have its low side towards the loads, but it is fed from there")
-        impedance[bus], transfer[bus], ampacity_by_bus[bus] = pandapower_net.transformer_branch(
-            row, bus_kv[up], bus_kv[bus], label
-        )
-    shunt = pandapower_net.shunt_siemens(net, index, where)
-    plain = not transformers and not shunt.any()
-    parts = Equipment.of(len(buses), bus_kv[0], transfer=transfer, shunt_siemens=shunt, bus_kv=bus_kv)
-    return {
-        "parent": parent,
-        "impedance_ohm": impedance,
-        "line_to_line_kv": _one_level(bus_kv, where) if plain else float(bus_kv[0]),
-        "load_kva": _pandapower_loads(net, index, where),
-        "bus_name": names,
-        "ampacity_a": ampacity_by_bus,
-        "name": name,
-        "equipment": None if plain else parts,
-    }
-
-
-def _pandapower_transformers(net: Any, index: Mapping[Any, int], where: str) -> list[tuple[int, int]]:
-    """Ends of the transformers in service."""
-    pairs: list[tuple[int, int]] = []
-    for row in net.trafo[net.trafo.in_service.astype(bool)].itertuples():
-        for end in (row.hv_bus, row.lv_bus):
-            if end not in index:
-                raise DataError(
-                    f"{where}: net.trafo {row.Index} ends at bus {end}, which does not exist or is out of service"
-                )
-        pairs.append((index[row.hv_bus], index[row.lv_bus]))
-    return pairs
-
-
-def _refuse_unsupported(net: Any, where: str) -> None:
-    for element in _UNSUPPORTED_ELEMENTS:
-        table = net.get(element)
-        if table is not None and len(table) and table.in_service.astype(bool).any():
-            raise ConfigError(
-                f"{where}: {int(table.in_service.sum())} element(s) of net.{element} are in service, but a feeder "
-                "holds lines, Dyn transformers, loads and shunts only; remove them, or set in_service to False"
-            )
-    switches = net.switch[net.switch.closed.astype(bool)]
-    for row in switches.itertuples():
-        if row.et != "l":
-            raise ConfigError(
-                f"{where}: switch {row.Index} is closed and of type {row.et!r}; only line switches ('l') are "
-                "supported: fuse the two buses, or open the switch"
-            )
-
-
-def _pandapower_lines(
-    net: Any, index: Mapping[Any, int], where: str
-) -> tuple[list[tuple[int, int]], ComplexArray, FloatArray]:
-    """Ends, matrices (M, 3, 3) [ohm] and ampacities (M,) [A] of the lines that conduct."""
-    switch = net.switch
-    opened = set(switch.element[(switch.et == "l") & ~switch.closed.astype(bool)])
-    lines = net.line[net.line.in_service.astype(bool) & ~net.line.index.isin(opened)]
-    for column in ("c_nf_per_km", "g_us_per_km"):
-        if column in lines and (lines[column].to_numpy(dtype=np.float64) != 0).any():
-            raise ConfigError(
-                f"{where}: net.line.{column} is not zero, but branches are series impedances here; "
-                f"set net.line[{column!r}] = 0 if it may be neglected"
-            )
-    pairs: list[tuple[int, int]] = []
-    for row in lines.itertuples():
-        for end in (row.from_bus, row.to_bus):
-            if end not in index:
-                raise DataError(
-                    f"{where}: line {row.Index} ends at bus {end}, which does not exist or is out of service"
-                )
-        pairs.append((index[row.from_bus], index[row.to_bus]))
-    parallel = lines.parallel.to_numpy(dtype=np.float64)
-    per_ohm = lines.length_km.to_numpy(dtype=np.float64) / parallel
-    z1 = (lines.r_ohm_per_km.to_numpy(np.float64) + 1j * lines.x_ohm_per_km.to_numpy(np.float64)) * per_ohm
-    z0 = z1.copy()
-    if "r0_ohm_per_km" in lines and "x0_ohm_per_km" in lines:
-        given = lines.r0_ohm_per_km.to_numpy(np.float64) + 1j * lines.x0_ohm_per_km.to_numpy(np.float64)
-        z0 = np.where(np.isnan(given), z1, given * per_ohm)
-    limit_ka = lines.max_i_ka.to_numpy(dtype=np.float64)
-    unlimited = np.isnan(limit_ka) | (limit_ka >= _UNLIMITED_KA)
-    ampacity = np.where(unlimited, np.inf, limit_ka * lines.df.to_numpy(np.float64) * parallel * _A_PER_KA)
-    return pairs, _phase_matrix((z0 + 2.0 * z1) / 3.0, (z0 - z1) / 3.0), ampacity
-
-
-def _pandapower_loads(net: Any, index: Mapping[Any, int], where: str) -> ComplexArray:
-    """(N, 3) nominal loads [kVA] from net.load, split evenly, and net.asymmetric_load."""
-    load_kva = np.zeros((len(index), _N_PHASES), dtype=np.complex128)
-    for element in ("load", "asymmetric_load"):
-        table = net.get(element)
-        if table is None:
-            continue
-        for row in table[table.in_service.astype(bool)].itertuples():
-            label = f"{where}: net.{element} {row.Index}"
-            if row.bus not in index:
-                raise DataError(f"{label} is at bus {row.bus}, which does not exist or is out of service")
-            if str(row.type).lower() == "delta":
-                raise ConfigError(f"{label} is connected in delta; only wye loads are supported")
-            columns = [c for c in row._fields if c.startswith(("const_z", "const_i"))]
-            if any(getattr(row, c) != 0 for c in columns):
-                raise ConfigError(
-                    f"{label} depends on voltage ({', '.join(columns)}); only constant power is supported"
-                )
-            if element == "load":
-                per_phase = np.full(_N_PHASES, complex(row.p_mw, row.q_mvar) / _N_PHASES)
-            else:
-                per_phase = np.array(
-                    [
-                        complex(row.p_a_mw, row.q_a_mvar),
-                        complex(row.p_b_mw, row.q_b_mvar),
-                        complex(row.p_c_mw, row.q_c_mvar),
-                    ]
-                )
-            load_kva[index[row.bus]] += per_phase * row.scaling * KW_PER_MW
-    return load_kva
-
-
-# OpenDSS
-
-
-def _read_opendss(path: str | Path) -> dict[str, Any]:
-    """Arguments of ``Feeder.from_arrays`` from an OpenDSS file."""
-    parts, level, name = opendss.collect_circuit(path)
-    where = f"OpenDSS circuit {name!r}"
-    if parts.source is None:
-        raise ConfigError(f"{where}: one three-phase source is needed, and there is none")
-    head, head_ohm, head_kv = parts.source
-    joined = {bus for pair in parts.series for bus in pair} | {head}
-    names = [opendss.SOURCE_NAME, head, *(bus for bus in level if bus in joined and bus != head)]
-    stray = sorted({bus for bus, _, _ in parts.loads} | set(parts.shunt) - joined)
-    stray = [bus for bus in stray if bus not in joined]
-    if stray:
-        raise DataError(f"{where}: bus {stray[0]!r} has a load or a shunt, but is not connected to the source")
-    index = {bus: i for i, bus in enumerate(names)}
-    bus_kv = np.array([level[head], *(level[bus] for bus in names[1:])])
-    if not (bus_kv > 0).all():
-        raise DataError(f"{where}: bus {names[int(np.argmin(bus_kv))]!r} has no nominal voltage; set voltagebases")
-    pairs = [(0, 1), *((index[a], index[b]) for a, b in parts.series)]
-    parent, branch = _tree_from_branches(pairs, names, where)
-    matrices = np.zeros((3, len(names), 3, 3), dtype=np.complex128)
-    impedance, transfer, shunt = matrices
-    transfer[:] = np.eye(3)
-    impedance[1], transfer[1] = head_ohm, np.eye(3) * (head_kv / level[head])
-    keys = list(parts.series)
-    for bus in range(2, len(names)):
-        key, up = keys[branch[bus] - 1], int(parent[bus])
-        goes_on = (parent == bus).any() or names[bus] in parts.shunt
-        if not parts.is_line[key] and goes_on and opendss.is_floating(parts.series[key], names[up] == key[0]):
-            raise ConfigError(
-                f"{where}: bus {names[bus]!r} is fed by an ungrounded winding and has branches or shunts of its own; "
-                "its voltage to ground hangs on leakage, which a sweep cannot follow: only a last bus may be so fed"
-            )
-        impedance[bus], transfer[bus], near, far = opendss.branch_of(
-            parts.series[key],
-            parts.is_line[key],
-            names[up] == key[0],
-            bus_kv[up] / bus_kv[bus],
-            f"{where}: the branch from {names[up]!r} to {names[bus]!r}",
-        )
-        shunt[up] += near
-        shunt[bus] += far
-    for label, siemens in parts.shunt.items():
-        shunt[index[label]] += siemens
-    loads = opendss.loads_of(parts, index, bus_kv, where)
-    return {
-        "parent": parent,
-        "impedance_ohm": impedance,
-        "line_to_line_kv": float(bus_kv[0]),
-        "load_kva": loads.pop("load_kva"),
-        "bus_name": names,
-        "name": name,
-        "equipment": Equipment.of(
-            len(names), float(bus_kv[0]), transfer=transfer, shunt_siemens=shunt, bus_kv=bus_kv, **loads
-        ),
-    }

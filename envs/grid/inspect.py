@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from evcs_gym.envs.errors import ConfigError
+from evcs_gym.envs.grid.equipment import no_load_pu
 from evcs_gym.envs.grid.powerflow import PowerFlow, branch_current_a, power_flow, voltage_unbalance_frac
 from evcs_gym.envs.types import FloatArray
 from evcs_gym.envs.units import PHASE_BASE_KVA
@@ -19,11 +20,15 @@ LARGE_DROP_PU: Final = 0.2
 SMALL_DROP_PU: Final = 1e-6
 """Largest fall along any branch below which the impedances do nothing: per unit given as ohm, or no loads."""
 VUF_LIMIT_FRAC: Final = 0.02
+LEVEL_TOLERANCE_PU: Final = 0.2
+"""Distance from nominal voltage without load that no tap changer bridges: a voltage level is wrong."""
+PASSIVE_TOLERANCE: Final = 1e-3
+"""Negative share of a resistance matrix's largest entry that rounding in published matrices explains."""
 
 
 def complaints(feeder: "Feeder", vmin_pu: float, vmax_pu: float) -> list[str]:
     """See ``Feeder.check``. The feeder is sound in itself: trees, phases and signs are checked when it is made."""
-    found = _unit_complaints(feeder)
+    found = [*_unit_complaints(feeder), *_level_complaints(feeder), *_passive_complaints(feeder)]
     flow = power_flow(feeder, feeder.load_kva[None])
     if not flow.converged[0]:
         return [*found, "the nominal loads have no power flow (voltage collapse): too much load, or a wrong unit"]
@@ -55,6 +60,32 @@ def _unit_complaints(feeder: "Feeder") -> list[str]:
             "are the impedances in ohm, not in per unit?"
         )
     return found
+
+
+def _level_complaints(feeder: "Feeder") -> list[str]:
+    """Buses whose nominal voltage is far from what reaches them without load."""
+    if feeder.equipment is None:
+        return []
+    size = np.abs(no_load_pu(feeder, feeder.equipment))
+    far = feeder.phase_present & (np.abs(size - 1.0) > LEVEL_TOLERANCE_PU)
+    first = [bus for bus in np.flatnonzero(far.any(axis=1)) if bus and not far[feeder.parent[bus]].any()]
+    return [
+        f"without load bus {feeder.bus_name[bus]!r} has {size[bus][far[bus]][0]:.3f} pu of its nominal "
+        f"{feeder.bus_kv[bus]:.4g} kV: does the ratio of its transformer or regulator fit the voltages at both ends?"
+        for bus in first
+    ]
+
+
+def _passive_complaints(feeder: "Feeder") -> list[str]:
+    """Branches that would give off power: their phases are coupled more strongly than they resist."""
+    resistance = feeder.impedance_ohm.real
+    least = np.linalg.eigvalsh((resistance + resistance.transpose(0, 2, 1)) / 2.0)[:, 0]
+    active = np.flatnonzero(least < -PASSIVE_TOLERANCE * np.abs(resistance).max(axis=(1, 2)))
+    return [
+        f"the branch to bus {feeder.bus_name[bus]!r} generates power for some currents (its resistance matrix has the "
+        f"eigenvalue {least[bus]:.3g} ohm): are mutual and self impedances in the right places?"
+        for bus in active
+    ]
 
 
 def _voltage_complaints(feeder: "Feeder", flow: PowerFlow, vmin_pu: float, vmax_pu: float) -> list[str]:

@@ -10,9 +10,11 @@ import pandapower
 import pandapower.networks
 import pytest
 
+from evcs_gym.envs.data import build_ieee123
 from evcs_gym.envs.errors import ConfigError, DataError
 from evcs_gym.envs.grid import SHIPPED_FEEDERS, Feeder, load_feeder, power_flow
 
+VOLTAGES_123 = Path(__file__).parents[1] / "data" / "ieee123_opendss_voltages.csv"
 Z = np.array([[0.4, 0.1, 0.1], [0.1, 0.4, 0.1], [0.1, 0.1, 0.4]]) * (1 + 1j)
 
 
@@ -215,6 +217,36 @@ def test_pandapower_lines_and_loads_by_hand() -> None:
     assert feeder.ampacity_a.tolist() == pytest.approx([np.inf, 200.0, 100.0])
 
 
+def test_pandapower_delta_loads_and_shares_by_hand() -> None:
+    net = small_net()
+    net.load["type"] = "delta"
+    net.load["const_i_p_percent"] = net.load["const_i_q_percent"] = 30.0
+    net.load["const_z_p_percent"] = net.load["const_z_q_percent"] = 20.0
+    pandapower.create_asymmetric_load(net, 5, p_b_mw=0.06, q_b_mvar=0.03, type="delta")
+    feeder = Feeder.from_pandapower(net)
+    parts = feeder.equipment
+    assert parts is not None
+    assert parts.delta_kva[1] == pytest.approx([50 + 25j] * 3)
+    assert parts.delta_share_frac[1] == pytest.approx(np.tile([0.5, 0.3, 0.2], (3, 1)))
+    assert parts.delta_kva[2] == pytest.approx([0, 60 + 30j, 0])
+    assert not feeder.load_kva[1].any()
+    assert feeder.load_kva[2] == pytest.approx([10 + 4j, 20, 30])
+
+
+def test_shares_that_differ_between_active_and_reactive_power_go_to_two_buses() -> None:
+    net = small_net()
+    net.load["const_z_p_percent"], net.load["const_z_q_percent"] = 20.0, 60.0
+    feeder = Feeder.from_pandapower(net)
+    parts = feeder.equipment
+    assert feeder.bus_name == ("3", "7", "5", "7#2")
+    assert feeder.parent.tolist() == [-1, 0, 1, 1]
+    assert parts is not None
+    # 50 + 25j per phase: constant power 40 + 10j, constant impedance 10 + 15j
+    assert feeder.load_kva[[1, 3], 0] == pytest.approx([40 + 10j, 10 + 15j])
+    assert parts.share_frac[[1, 3], 0].tolist() == [[1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]
+    assert abs(feeder.impedance_ohm[3]).max() <= 1e-6
+
+
 def test_open_and_out_of_service_elements_do_not_count() -> None:
     net = small_net()
     loop = pandapower.create_line_from_parameters(
@@ -252,8 +284,16 @@ def add_transformer(net: Any) -> None:
         (lambda net: net.line.__setitem__("c_nf_per_km", 10.0), ConfigError, r"c_nf_per_km is not zero"),
         (lambda net: net.line.__setitem__("to_bus", 99), DataError, r"line 0 ends at bus 99, which does not exist"),
         (lambda net: net.load.__setitem__("bus", 99), DataError, r"net.load 0 is at bus 99, which does not exist"),
-        (lambda net: net.load.__setitem__("type", "delta"), ConfigError, r"net.load 0 is connected in delta"),
-        (lambda net: net.load.__setitem__("const_z_p_percent", 5.0), ConfigError, r"net.load 0 depends on voltage"),
+        (
+            lambda net: net.asymmetric_load.__setitem__("type", "star"),
+            ConfigError,
+            r"net.asymmetric_load 0 has type 'star'; the connection must be 'wye' or 'delta'",
+        ),
+        (
+            lambda net: net.load.__setitem__("const_z_p_percent", 105.0),
+            DataError,
+            r"net.load 0: const_z and const_i of its p must lie in \[0, 100\] .* got 105.0 and 0.0",
+        ),
         (lambda net: net.line.__setitem__("r_ohm_per_km", np.nan), DataError, r"impedance_ohm must be finite"),
         (lambda net: net.line.__setitem__("in_service", False), DataError, r"bus '7' is not connected"),
         (
@@ -284,24 +324,74 @@ def test_pandapower_transformers_that_lead_nowhere_are_refused() -> None:
         Feeder.from_pandapower(net)
 
 
-PUBLISHED_13_PU = {
-    "rg60": (1.0625, 1.0500, 1.0687),
-    "632": (1.0210, 1.0420, 1.0174),
-    "633": (1.0180, 1.0401, 1.0148),
-    "634": (0.9940, 1.0218, 0.9960),
-    "671": (0.9900, 1.0529, 0.9778),
-    "675": (0.9835, 1.0553, 0.9758),
-    "611": (0.0, 0.0, 0.9738),
-    "652": (0.9825, 0.0, 0.0),
-}
+PUBLISHED_13 = """
+rg60 1.0625 0.00 1.0500 -120.00 1.0687 120.00
+632 1.0210 -2.49 1.0420 -121.72 1.0174 117.83
+633 1.0180 -2.56 1.0401 -121.77 1.0148 117.82
+634 0.9940 -3.23 1.0218 -122.22 0.9960 117.34
+645 nan nan 1.0329 -121.90 1.0155 117.86
+646 nan nan 1.0311 -121.98 1.0134 117.90
+671 0.9900 -5.30 1.0529 -122.34 0.9778 116.02
+675 0.9835 -5.56 1.0553 -122.52 0.9758 116.03
+680 0.9900 -5.30 1.0529 -122.34 0.9778 116.02
+684 0.9881 -5.32 nan nan 0.9758 115.92
+611 nan nan nan nan 0.9738 115.78
+652 0.9825 -5.25 nan nan nan nan
+"""
+"""Voltages [pu, degree] of the feeder's published solution, as copied in saveriob/1ACPF and others on GitHub."""
 
 
 def test_the_shipped_13_bus_feeder_has_the_published_voltages() -> None:
-    """Kersting's solution; 2e-3 is for the load along line 632-671, which stands at one node here."""
+    """Tolerances are for the load along line 632-671, at one node here; the substation lags by 30 degrees."""
     feeder = load_feeder("ieee13")
-    voltage = np.abs(power_flow(feeder, feeder.load_kva[None]).voltage_pu[0])
-    for name, published in PUBLISHED_13_PU.items():
-        np.testing.assert_allclose(voltage[feeder.bus_name.index(name)], published, rtol=0, atol=2e-3)
+    voltage = power_flow(feeder, feeder.load_kva[None]).voltage_pu[0] * np.exp(1j * np.pi / 6)
+    for line in PUBLISHED_13.strip().splitlines():
+        name, *numbers = line.split()
+        published = np.array(numbers, dtype=np.float64).reshape(3, 2)
+        ours = voltage[feeder.bus_name.index(name)]
+        assert np.array_equal(ours != 0, np.isfinite(published[:, 0]))
+        there = ours != 0
+        np.testing.assert_allclose(np.abs(ours[there]), published[there, 0], rtol=0, atol=2e-3)
+        np.testing.assert_allclose(np.degrees(np.angle(ours[there])), published[there, 1], rtol=0, atol=0.1)
+
+
+def test_the_shipped_123_bus_feeder_has_the_voltages_that_opendss_computes() -> None:
+    """Stored results of OpenDSS (dss_python 0.15.7) on the deck of tests/ieee_decks.py, nine decimals."""
+    feeder = load_feeder("ieee123")
+    voltage = np.abs(power_flow(feeder, feeder.load_kva[None], tolerance_pu=1e-12).voltage_pu[0])
+    rows = [line.split(",") for line in VOLTAGES_123.read_text(encoding="utf-8").splitlines()[1:]]
+    assert [row[0] for row in rows] == list(feeder.bus_name[1:])
+    np.testing.assert_allclose(voltage[1:], np.array([row[1:] for row in rows], dtype=np.float64), rtol=0, atol=1e-7)
+
+
+def test_the_123_bus_feeder_is_what_its_tables_say(tmp_path: Path) -> None:
+    build_ieee123.main([str(tmp_path)])
+    shipped = Path(build_ieee123.__file__).with_name("feeder_ieee123.json")
+    assert (tmp_path / "feeder_ieee123.json").read_text(encoding="utf-8") == shipped.read_text(encoding="utf-8")
+    feeder = load_feeder("ieee123")
+    assert feeder.phase_present.sum() == 277  # with the three of the ideal source
+    # a mile of configuration 1 has 0.4576 ohm in phase a; 149-1 is 400 ft of it
+    assert feeder.impedance_ohm[feeder.bus_name.index("1"), 0, 0].real == pytest.approx(0.4576 * 400 / 5280)
+
+
+def test_the_tables_of_the_123_bus_feeder_have_the_published_totals() -> None:
+    """1420 + j775, 915 + j515 and 1155 + j630 kVA by phase; delta loads count for their first phase."""
+    folder = Path(build_ieee123.__file__).parent
+    rows = [line.split(",")[3:] for line in (folder / "ieee123_loads.csv").read_text().splitlines()[1:]]
+    assert np.array(rows, dtype=np.float64).sum(axis=0).tolist() == [1420, 775, 915, 515, 1155, 630]
+
+
+def test_single_phase_laterals_of_the_123_bus_feeder_in_a_batch() -> None:
+    feeder = load_feeder("ieee123")
+    loads = feeder.load_kva * np.random.default_rng(0).uniform(0.3, 1.2, (20, len(feeder), 3))
+    together = power_flow(feeder, loads)
+    assert together.converged.all()
+    for case in (0, 7, 19):
+        assert np.array_equal(power_flow(feeder, loads[case : case + 1]).voltage_pu[0], together.voltage_pu[case])
+    stray = loads.copy()
+    stray[3, feeder.bus_name.index("114"), 2] = 5.0
+    with pytest.raises(DataError, match="load at bus '114', phase c, which is absent there"):
+        power_flow(feeder, stray)
 
 
 @pytest.mark.parametrize("name", SHIPPED_FEEDERS)

@@ -24,7 +24,7 @@ def test_own_rows_stand_alone_where_no_peer_is_installed(
     monkeypatch.setitem(sys.modules, "power_grid_model", None)
     monkeypatch.setitem(sys.modules, "pandapower", None)
     with caplog.at_level(logging.WARNING):
-        rows = speed_power_flow(batches=(1, 3), min_seconds=0.0, growth_buses=())
+        rows = speed_power_flow(batches=(1, 3), min_seconds=0.0, growth_buses=(), growth_feeders=())
     assert [(row.name, row.case, row.buses, row.batch) for row in rows] == [
         ("evcs-gym", "synthetic33", 33, 1),
         ("evcs-gym", "synthetic33", 33, 3),
@@ -37,7 +37,11 @@ def test_own_rows_stand_alone_where_no_peer_is_installed(
 
 def test_power_grid_model_gets_a_row_for_every_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pandapower", None)
-    rows = [row for row in speed_power_flow((1, 2), 0.0, growth_buses=()) if row.name == "power-grid-model"]
+    rows = [
+        row
+        for row in speed_power_flow((1, 2), 0.0, growth_buses=(), growth_feeders=())
+        if row.name == "power-grid-model"
+    ]
     assert [row.batch for row in rows] == [1, 2]
     assert all(row.case.startswith("synthetic33, ") for row in rows)
     assert all(row.times_own > 1.0 for row in rows)
@@ -49,9 +53,11 @@ def test_trees_of_every_size_are_equally_hard_and_get_a_row() -> None:
         feeder = synthetic_tree(n_buses)
         lowest.append(abs(power_flow(feeder, feeder.load_kva[None]).voltage_pu).min())
     assert lowest == pytest.approx([0.947, 0.947], abs=2e-3)  # 0.95 without losses
-    rows = speed_power_flow((1,), 0.0, growth_buses=(40, 60))[-2:]
-    assert [row.buses for row in rows] == [40, 60]
-    assert all(row.case.startswith("tree") for row in rows)
+    *trees, shipped = speed_power_flow((1,), 0.0, growth_buses=(40, 60))[-3:]
+    assert [row.buses for row in trees] == [40, 60]
+    assert all(row.case.startswith("tree") for row in trees)
+    assert shipped.buses == 131
+    assert shipped.case.startswith("ieee123, ")
 
 
 def test_the_growth_figure_has_a_point_for_every_tree() -> None:
