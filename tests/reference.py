@@ -1,5 +1,6 @@
 """Plain, slow twins of the compiled kernels: the equations of docs/model.md and nothing else."""
 
+import itertools
 import math
 from dataclasses import dataclass
 from itertools import pairwise
@@ -9,8 +10,9 @@ import numpy as np
 from evcs_gym.envs.fleet.normal import State, View, World
 from evcs_gym.envs.fleet.observation import OBSERVATION
 from evcs_gym.envs.grid import PHASE_UNIT, Feeder
+from evcs_gym.envs.grid.devices import Devices
 from evcs_gym.envs.traffic import RoadNetwork
-from evcs_gym.envs.types import ComplexArray, FloatArray
+from evcs_gym.envs.types import ComplexArray, FloatArray, IntArray
 from evcs_gym.envs.units import N_SLOTS, PHASE_BASE_KVA, SLOT_H
 
 
@@ -390,3 +392,21 @@ def erlang_c_reference(load: float, n_servers: int) -> float:
     terms = [load**k / math.factorial(k) for k in range(n_servers)]
     last = load**n_servers / math.factorial(n_servers) * n_servers / (n_servers - load)
     return last / (math.fsum(terms) + last)
+
+
+def device_path_reference(
+    cost: FloatArray, devices: Devices, combinations: IntArray, n_moves: int, bottleneck: bool
+) -> float:
+    """Least sum or maximum of cost (T, C, X) over all device schedules within the budgets, looked at one by one."""
+    n_slots, n_combinations, n_taps = cost.shape
+    best = math.inf
+    start = np.array([bank.start for bank in devices.banks])
+    limits = np.array([bank.max_switchings for bank in devices.banks])
+    for path in itertools.product(itertools.product(range(n_combinations), range(n_taps)), repeat=n_slots):
+        rows, taps = [p[0] for p in path], [p[1] for p in path]
+        steps = np.vstack([start, combinations[rows]])
+        switched = np.abs(np.diff(steps, axis=0)).sum(axis=0)
+        if (switched <= limits).all() and np.abs(np.diff([devices.tap_changer.start, *taps])).sum() <= n_moves:
+            costs = [cost[t, c, x] for t, (c, x) in enumerate(path)]
+            best = min(best, max(costs) if bottleneck else math.fsum(costs))
+    return best
