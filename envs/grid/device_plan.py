@@ -200,7 +200,7 @@ def walk(
                 for x in range(n_taps):
                     here = cost[t, combination[s], x]
                     later = value[s, x, used]
-                    best, target = max(here, later) if bottleneck else here + later, x
+                    best, target = max(here, later) if bottleneck else here + later, x  # (P10)
                     # a move by k positions is k moves by one: each looks at its neighbour only
                     if used + 1 < n_used:
                         if x > 0 and moved[s, x - 1, used + 1] < best:

@@ -115,8 +115,8 @@ def held(devices: Devices, n_slots: int) -> DeviceSchedule:
 
 
 def head_voltage_pu(devices: Devices, tap_position: IntArray | int, source_pu: float) -> FloatArray:
-    """Voltage behind the tap changer, shape of the positions."""
-    return np.asarray(source_pu * (1.0 + devices.tap_changer.step_pu * np.asarray(tap_position)))  # (P8)
+    """Voltage behind the tap changer, v (1 + step * position), shape of the positions."""
+    return np.asarray(source_pu * (1.0 + devices.tap_changer.step_pu * np.asarray(tap_position)))  # (P9)
 
 
 def bank_kvar(devices: Devices, n_buses: int) -> FloatArray:
@@ -129,7 +129,7 @@ def bank_kvar(devices: Devices, n_buses: int) -> FloatArray:
 
 def capacitor_kvar(devices: Devices, capacitor_step: IntArray, n_buses: int) -> FloatArray:
     """Nominal kvar in service (..., N, 3) of steps (..., K)."""
-    return np.asarray(np.tensordot(capacitor_step, bank_kvar(devices, n_buses), axes=1))  # (P9)
+    return np.asarray(np.tensordot(capacitor_step, bank_kvar(devices, n_buses), axes=1))
 
 
 def moves_of(devices: Devices, schedule: DeviceSchedule) -> tuple[int, IntArray]:
