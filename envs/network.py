@@ -177,20 +177,23 @@ def _given_schedule(spec: FeederSpec, devices: Devices, where: str) -> DeviceSch
 
 @dataclass(frozen=True, eq=False)
 class NetworkState:
-    """A base load in the network: positions, head voltage (T,), nominal kvar of the capacitors in service (T, N, P),
-    and the power flow. ``drawn_kva`` (T, N, P) is the load less what the capacitors give at its voltages: as a load of
-    constant power it has the same power flow."""
+    """A base load (T, N, P) in the network: positions, head voltage (T,), nominal kvar of the capacitors in service
+    (T, N, P), and the power flow."""
 
+    load_kva: ComplexArray
     schedule: DeviceSchedule
     source_pu: FloatArray
     capacitor_kvar: FloatArray
     flow: PowerFlow
-    drawn_kva: ComplexArray
 
     @property
     def size_pu(self) -> FloatArray:
         """Magnitude of the voltages, (T, N, P)."""
         return np.abs(self.flow.voltage_pu)
+
+    def excesses(self, feeder: Feeder, limits: Limits) -> FloatArray:
+        """(T, 5) by how much the limits are exceeded, see `operator.excesses`."""
+        return excesses(feeder, limits, self.load_kva, self.flow, self.source_pu, self.capacitor_kvar)
 
 
 def controlled(scenario: "Scenario", load_kva: ComplexArray, date: str) -> NetworkState:
@@ -229,9 +232,8 @@ def under_schedule(scenario: "Scenario", load_kva: ComplexArray, schedule: Devic
             "lower profiles.base_load_frac or the charging buses' pv_kw and wind_kw"
         )
     kvar = devices_module.capacitor_kvar(devices, schedule.capacitor_step, len(feeder))
-    drawn = load_kva if not devices.banks else load_kva - 1j * kvar * np.abs(flow.voltage_pu) ** 2
     head = devices_module.head_voltage_pu(devices, schedule.tap_position, source_pu)
-    return NetworkState(schedule, frozen(head), frozen(kvar), flow, drawn)
+    return NetworkState(load_kva, schedule, frozen(head), frozen(kvar), flow)
 
 
 def nominal_limits(scenario: "Scenario", n_slots: int = N_SLOTS) -> Limits:
@@ -252,12 +254,13 @@ def limits_of(scenario: "Scenario", state: NetworkState) -> Limits:
     spec = scenario.feeder_spec
     return effective_limits(
         scenario.feeder,
-        state.drawn_kva,
+        state.load_kva,
         state.source_pu,
         vmin_pu=spec.vmin_pu,
         vmax_pu=spec.vmax_pu,
         unbalance_frac=spec.vuf_max_frac,
         head_kva=np.inf if spec.head_kva is None else spec.head_kva,
+        capacitor_kvar=state.capacitor_kvar if scenario.devices.banks else None,
     )
 
 
@@ -276,7 +279,7 @@ def refuse_broken(scenario: "Scenario", state: NetworkState, limits: Limits, dat
             f"{scenario.feeder.bus_name[bus]!r} has {size[slot, bus, phase]:.4f} pu on phase {'abc'[phase]}, limits "
             f"{limits.vmin_pu[slot, bus, phase]:.4f} and {limits.vmax_pu[slot, bus, phase]:.4f}; take other positions"
         )
-    excess = excesses(scenario.feeder, limits, state.drawn_kva, state.flow, state.source_pu)
+    excess = state.excesses(scenario.feeder, limits)
     for column, what in ((2, "current"), (3, "kVA at the head"), (4, "unbalance")):
         slot = int(np.argmax(excess[:, column]))
         if excess[slot, column] > PASS_TOLERANCE:

@@ -8,7 +8,6 @@ import numpy as np
 from evcs_gym.envs import day as day_module
 from evcs_gym.envs.errors import ConfigError
 from evcs_gym.envs.grid.devices import moves_of
-from evcs_gym.envs.grid.operator import excesses
 from evcs_gym.envs.network import nominal_limits
 
 if TYPE_CHECKING:
@@ -90,7 +89,7 @@ def _check_day(scenario: "Scenario", split: str, seed: int) -> DayCheck:
     feeder, limits = scenario.feeder, nominal_limits(scenario)
     room = np.minimum(state.size_pu - limits.vmin_pu, limits.vmax_pu - state.size_pu)
     slot, bus, phase = (int(i) for i in np.unravel_index(int(np.argmin(room)), room.shape))
-    excess = excesses(feeder, limits, state.drawn_kva, state.flow, state.source_pu).max(axis=0)
+    excess = state.excesses(feeder, limits).max(axis=0)
     n_tap_moves, n_switchings = moves_of(scenario.devices, state.schedule)
     day = DayCheck(
         split=split,

@@ -93,11 +93,6 @@ def check_devices(devices: Devices, feeder: Feeder, where: str = "devices") -> N
         label = f"{where}: capacitors.{k}"
         if not 0 < bank.bus < len(feeder) or not feeder.phase_present[bank.bus].all():
             raise ConfigError(f"{label}.bus must be row 1..{len(feeder) - 1} with three phases, got {bank.bus}")
-        if feeder.equipment is not None and (feeder.equipment.share_frac[bank.bus, :, 0] != 1.0).any():
-            raise ConfigError(
-                f"{label}.bus must not have loads that depend on the voltage, got {feeder.bus_name[bank.bus]!r}; "
-                "give the bank a bus of its own"
-            )
         if not 0.0 < bank.kvar_per_step < np.inf:
             raise ConfigError(f"{label}.kvar_per_step must be positive and finite, got {bank.kvar_per_step}")
         if not 0 <= bank.start <= bank.n_steps or bank.max_switchings < 0:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from envs_fixtures import model_city_content, tiny_content
+from power_grid_model import PowerGridModel, initialize_array
 
 from evcs_gym.baselines.problems import normal_charging as problems
 from evcs_gym.baselines.solve import optimum
@@ -16,11 +17,12 @@ from evcs_gym.envs.day import Day, with_devices
 from evcs_gym.envs.errors import DataError
 from evcs_gym.envs.fleet import normal, pool
 from evcs_gym.envs.fleet.env import NormalChargingEnv
-from evcs_gym.envs.grid import branch_current_a, load_feeder, power_flow, voltage_unbalance_frac
+from evcs_gym.envs.grid import branch_current_a, capacitor_siemens, load_feeder, power_flow, voltage_unbalance_frac
 from evcs_gym.envs.grid.devices import DeviceSchedule, checked_schedule, moves_of
 from evcs_gym.envs.network import nominal_limits
 from evcs_gym.envs.scenario import scenario_from_dict
 from evcs_gym.envs.units import N_SLOTS
+from evcs_gym.evaluation.speed import power_grid_model_input
 
 
 def city_with(feeder: dict[str, Any] | None = None, **devices: Any) -> Scenario:
@@ -125,6 +127,25 @@ def test_the_day_shows_its_schedule_and_what_it_makes_of_the_network(model_city:
         day.feeder, day.load_kva, source_pu=day.source_pu, capacitor_kvar=day.capacitor_kvar, tolerance_pu=1e-12
     )
     np.testing.assert_allclose(day.base_voltage_pu, np.abs(flow.voltage_pu), atol=1e-7)
+
+
+def test_power_grid_model_finds_the_base_voltages_of_the_day(day: Day) -> None:
+    """Head voltage and shunts of single slots, given to a program that others wrote."""
+    switched = [0, *np.flatnonzero(np.diff(day.capacitor_step, axis=0).any(axis=1))[:2] + 1]
+    assert len({(int(day.tap_position[t]), *day.capacitor_step[t].tolist()) for t in switched}) > 1
+    for slot in switched:
+        loaded = dataclasses.replace(day.feeder, load_kva=day.load_kva[slot])
+        given = power_grid_model_input(loaded, float(day.source_pu[slot]))
+        buses = np.flatnonzero(day.capacitor_kvar[slot, :, 0])
+        shunt = initialize_array("input", "shunt", len(buses))
+        shunt["id"], shunt["node"], shunt["status"] = 998 + np.arange(len(buses)), buses, 1
+        shunt["g1"] = shunt["g0"] = 0.0
+        kvar = day.capacitor_kvar[slot, buses]
+        siemens = [capacitor_siemens(k, day.feeder.line_to_line_kv)[0, 0].imag for k in kvar]
+        shunt["b1"] = shunt["b0"] = siemens
+        given["shunt"] = shunt
+        node = PowerGridModel(given).calculate_power_flow(symmetric=False, error_tolerance=1e-12)["node"]
+        np.testing.assert_allclose(day.base_voltage_pu[slot], node["u_pu"], rtol=0, atol=1e-7)
 
 
 def test_the_same_seed_gives_the_same_schedule(model_city: Scenario, day: Day) -> None:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +10,7 @@ from hypothesis import strategies as st
 from reference import device_path_reference
 
 from evcs_gym.envs.errors import ConfigError, ConvergenceError
-from evcs_gym.envs.grid import Equipment, Feeder, device_plan, load_feeder
+from evcs_gym.envs.grid import Feeder, device_plan, load_feeder
 from evcs_gym.envs.grid.device_plan import bank_states, best_path, planned_schedule, worst_distance_pu
 from evcs_gym.envs.grid.devices import (
     CapacitorBank,
@@ -35,13 +34,10 @@ KV = math.sqrt(3.0)  # 1 kV per phase: 1 ohm is 1 pu on the base of 1 MVA per ph
 DEVICES = Devices(Oltc(start=2), (CapacitorBank(29, 600.0, start=1), CapacitorBank(12, 300.0, start=1)))
 
 
-def reactance(ohm: float = 0.1, **parts: Any) -> Feeder:
+def reactance(ohm: float = 0.1) -> Feeder:
     impedance = np.zeros((2, 3, 3), dtype=complex)
     impedance[1] = 1j * ohm * np.eye(3)
-    equipment = Equipment.of(2, KV, **parts) if parts else None
-    return Feeder.from_arrays(
-        parent=[-1, 0], impedance_ohm=impedance, line_to_line_kv=KV, load_kva=np.zeros((2, 3)), equipment=equipment
-    )
+    return Feeder.from_arrays(parent=[-1, 0], impedance_ohm=impedance, line_to_line_kv=KV, load_kva=np.zeros((2, 3)))
 
 
 def no_load(n_slots: int) -> ComplexArray:
@@ -133,15 +129,6 @@ def test_a_schedule_within_its_budgets_is_taken_as_it_is() -> None:
 def test_devices_that_cannot_be_are_refused(devices: Devices, complaint: str) -> None:
     with pytest.raises(ConfigError, match=complaint):
         check_devices(devices, reactance())
-
-
-def test_a_bank_beside_loads_that_depend_on_the_voltage_is_refused() -> None:
-    share = np.broadcast_to([1.0, 0.0, 0.0], (2, 3, 3)).copy()
-    share[1] = [0.5, 0.5, 0.0]
-    with pytest.raises(
-        ConfigError, match=r"capacitors\.0\.bus must not have loads that depend on the voltage, got '1'"
-    ):
-        check_devices(Devices(Oltc(), (CapacitorBank(1, 300.0),)), reactance(share_frac=share))
 
 
 # --------------------------------------------------------------------------------------------------------------- relays
