@@ -195,6 +195,20 @@ def test_the_programme_takes_the_best_position_and_holds_it() -> None:
     assert short.tap_position.tolist() == [3] * 4
 
 
+def test_banks_alone_are_planned_too() -> None:
+    """300 kvar per phase are drawn, 900 in all: the bank gives just them at 1 pu. One that may not switch stays out."""
+    load, still = no_load(2), Oltc(max_moves=0)
+    load[:, 1] = 300j
+    plan = planned_schedule(reactance(), Devices(still, (CapacitorBank(1, 900.0),)), load, 1.0, 0.95, 1.05)
+    assert plan.capacitor_step.tolist() == [[1], [1]]
+    assert plan.tap_position.tolist() == [0, 0]
+    flow = base_flow(reactance(), Devices(still, (CapacitorBank(1, 900.0),)), plan, load, 1.0)
+    np.testing.assert_allclose(np.abs(flow.voltage_pu), 1.0, atol=1e-8)
+    stuck = CapacitorBank(1, 900.0, max_switchings=0)
+    plan = planned_schedule(reactance(), Devices(still, (stuck,)), load, 1.0, 0.95, 1.05)
+    assert plan.capacitor_step.tolist() == [[0], [0]]
+
+
 def test_the_least_room_comes_first_and_the_sum_second() -> None:
     """One move to spend. The worst slot (5 away at tap 0) gets it although two others would gain more in the sum."""
     cost = np.array([[[4.0, 1.0]], [[4.0, 1.0]], [[4.0, 6.0]], [[5.0, 4.5]]])
