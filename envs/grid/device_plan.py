@@ -196,29 +196,8 @@ def walk(
     moved = np.empty((n_states, n_taps, n_used))
     for t in range(n_slots - 1, -1, -1):
         for s in range(n_states):
-            for used in range(n_used - 1, -1, -1):
-                for x in range(n_taps):
-                    here = cost[t, combination[s], x]
-                    later = value[s, x, used]
-                    best, target = max(here, later) if bottleneck else here + later, x  # (P10)
-                    # a move by k positions is k moves by one: each looks at its neighbour only
-                    if used + 1 < n_used:
-                        if x > 0 and moved[s, x - 1, used + 1] < best:
-                            best, target = moved[s, x - 1, used + 1], to_tap[t, s, x - 1, used + 1]
-                        if x + 1 < n_taps and moved[s, x + 1, used + 1] < best:
-                            best, target = moved[s, x + 1, used + 1], to_tap[t, s, x + 1, used + 1]
-                    moved[s, x, used] = best
-                    to_tap[t, s, x, used] = target
-        for s in range(n_states):
-            for x in range(n_taps):
-                for used in range(n_used):
-                    value[s, x, used] = moved[s, x, used]
-                    to_state[t, s, x, used] = s
-                    for way in range(1, successor.shape[1]):
-                        other = successor[s, way]
-                        if other >= 0 and moved[other, x, used] < value[s, x, used]:
-                            value[s, x, used] = moved[other, x, used]
-                            to_state[t, s, x, used] = other
+            move_taps(cost[t, combination[s]], value[s], bottleneck, moved[s], to_tap[t, s])
+        switch_banks(moved, successor, value, to_state[t])
     s, x, used = first_state, first_tap, 0
     total = value[s, x, used]
     for t in range(n_slots):
@@ -228,3 +207,41 @@ def walk(
         x = target
         tap[t], state[t] = x, s
     return float(total)
+
+
+@numba.njit(nogil=True, cache=True)
+def move_taps(
+    cost: FloatArray, later: FloatArray, bottleneck: bool, moved: FloatArray, to_tap: NDArray[np.int32]
+) -> None:
+    """Best tap of a slot (X,) for every tap and number of moves used before it, (X, M + 1), the banks in their state.
+
+    A move by k positions is k moves by one, so that each looks at its neighbours only.
+    """
+    n_taps, n_used = moved.shape
+    for used in range(n_used - 1, -1, -1):
+        for x in range(n_taps):
+            here = max(cost[x], later[x, used]) if bottleneck else cost[x] + later[x, used]  # (P10)
+            best, target = here, x
+            if used + 1 < n_used:
+                if x > 0 and moved[x - 1, used + 1] < best:
+                    best, target = moved[x - 1, used + 1], to_tap[x - 1, used + 1]
+                if x + 1 < n_taps and moved[x + 1, used + 1] < best:
+                    best, target = moved[x + 1, used + 1], to_tap[x + 1, used + 1]
+            moved[x, used] = best
+            to_tap[x, used] = target
+
+
+@numba.njit(nogil=True, cache=True)
+def switch_banks(moved: FloatArray, successor: IntArray, value: FloatArray, to_state: NDArray[np.int32]) -> None:
+    """Best state of the banks in a slot, (S, X, M + 1), for every state before it."""
+    n_states, n_taps, n_used = moved.shape
+    for s in range(n_states):
+        for x in range(n_taps):
+            for used in range(n_used):
+                value[s, x, used] = moved[s, x, used]
+                to_state[s, x, used] = s
+                for way in range(1, successor.shape[1]):
+                    other = successor[s, way]
+                    if other >= 0 and moved[other, x, used] < value[s, x, used]:
+                        value[s, x, used] = moved[other, x, used]
+                        to_state[s, x, used] = other
