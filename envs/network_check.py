@@ -88,6 +88,7 @@ def _check_day(scenario: "Scenario", split: str, seed: int) -> DayCheck:
     date, state = day_module.base_of(scenario, seed, split)
     feeder, limits = scenario.feeder, nominal_limits(scenario)
     room = np.minimum(state.size_pu - limits.vmin_pu, limits.vmax_pu - state.size_pu)
+    room = np.where(feeder.phase_present, room, np.inf)
     slot, bus, phase = (int(i) for i in np.unravel_index(int(np.argmin(room)), room.shape))
     excess = state.excesses(feeder, limits).max(axis=0)
     n_tap_moves, n_switchings = moves_of(scenario.devices, state.schedule)

@@ -362,6 +362,30 @@ def test_a_scenario_without_devices_is_reported_and_not_refused() -> None:
     assert scenario_from_dict(content).check("test", 2).worst.room_pu < 0.005
 
 
+def test_a_feeder_with_regulators_and_absent_phases_takes_devices_too() -> None:
+    """The bank stands in for kvar that the feeder could have as a shunt of its own: same voltages, same room."""
+    content = tiny_content()
+    content["feeder"] = {"name": "ieee13", "vmin_pu": 0.8, "vmax_pu": 1.2}
+    content["charging_buses"] = [{"bus": "671", "n_cars": 0, "pv_kw": 60}, {"bus": "680", "n_cars": 0}]
+    content["feeder"]["devices"] = {
+        **listed(tap=1, capacitor_step={"680": [1] * N_SLOTS}),
+        "capacitors": [{"bus": "680", "kvar_per_step": 300.0}],
+    }
+    scenario = scenario_from_dict(content)
+    day, found = scenario.day(0), scenario.check("train", 1).worst
+    present = scenario.feeder.phase_present
+    size = day.base_voltage_pu[:, present]
+    assert found.room_pu == np.minimum(size - 0.8, 1.2 - size).min()
+    bus = scenario.feeder.bus_name.index("680")
+    parts = scenario.feeder.equipment
+    assert parts is not None
+    shunt = parts.shunt_siemens.copy()
+    shunt[bus] += capacitor_siemens(np.full(3, 100.0), float(parts.bus_kv[bus]))
+    own = dataclasses.replace(scenario.feeder, equipment=dataclasses.replace(parts, shunt_siemens=shunt))
+    flow = power_flow(own, day.load_kva, source_pu=1.00625)
+    np.testing.assert_allclose(day.base_voltage_pu, np.abs(flow.voltage_pu), atol=1e-7)
+
+
 def test_what_to_check_is_checked(small_scenario: Scenario) -> None:
     with pytest.raises(ConfigError, match="n_days must be at least 1, got 0"):
         small_scenario.check(n_days=0)
