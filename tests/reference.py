@@ -113,11 +113,16 @@ def _model_current(load_kva: complex, share: FloatArray, voltage: complex, nomin
 
 
 def factor_reference(
-    feeder: Feeder, limits: Limits, base_load_kva: ComplexArray, position_kw: FloatArray, station_bus: IntArray
+    feeder: Feeder,
+    limits: Limits,
+    base_load_kva: ComplexArray,
+    position_kw: FloatArray,
+    station_bus: IntArray,
+    excess: float,
 ) -> tuple[FloatArray, BoolArray]:
     """Factor and scaled positions (B, S) of the operator ``pro_rata`` by bisection; twin of ``adjust_rows``.
 
-    The largest factor below which all pass, where a bisection of [0, 1] sees it.
+    The largest factor that a bisection of [0, 1] finds to exceed no limit by more than ``excess``.
     """
 
     def excess_of(tried_kw: FloatArray) -> FloatArray:
@@ -134,7 +139,7 @@ def factor_reference(
     low, high = np.zeros(len(position_kw)), np.ones(len(position_kw))
     for _ in range(30):
         tried = (low + high) / 2
-        passed = excess_of(np.where(group, tried[:, None] * position_kw, position_kw)).max(axis=1) <= PASS_TOLERANCE
+        passed = excess_of(np.where(group, tried[:, None] * position_kw, position_kw)).max(axis=1) <= excess
         low, high = np.where(passed, tried, low), np.where(passed, high, tried)
     return np.where(broken.any(axis=1), low, 1.0), group
 

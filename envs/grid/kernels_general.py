@@ -6,7 +6,6 @@ parts it has, so that the others cost nothing; all constants of a row lie in one
 
 from typing import Any, Final
 
-import numpy as np
 from numba import uintp
 
 from evcs_gym.envs.grid.flags import HAS_DELTA, HAS_SHARES, HAS_SHUNT, HAS_TRANSFER
@@ -16,11 +15,13 @@ from evcs_gym.envs.grid.kernels import (
     ROW,
     compensate,
     compiled,
+    counts,
     entry,
     gather,
     gather_banks,
     judge,
     keep,
+    numbers,
     publish,
     retry,
     total_sweeps,
@@ -210,7 +211,7 @@ def _settle(
     n_sweeps: IntArray,
 ) -> None:
     """As ``kernels.settle``, without losses."""
-    change_sq, chosen = np.empty(LANES), np.empty(LANES)
+    change_sq, chosen = numbers(LANES), numbers(LANES)
     for lane in range(LANES):
         chosen[lane] = 1.0 if n_sweeps[lane] == 0 else 0.0
     keep(chosen, voltage, final)
@@ -253,31 +254,31 @@ def solve_general(
     no_load_pu: (N, 6) per row, the voltages without loads or shunts from a source of 1 pu: a cold start begins there.
     """
     size = order.size * ROW
-    load, delta = np.empty(size), np.empty(size)
-    voltage, current, final = np.empty(size), np.empty(size), np.empty(size)
-    susceptance = np.empty(capacitor_kvar.shape[1] * BANK)
-    used, before = np.empty(LANES, dtype=np.int64), np.empty(LANES, dtype=np.int64)
+    load, delta = numbers(size), numbers(size)
+    voltage, current, final = numbers(size), numbers(size), numbers(size)
+    susceptance = numbers(capacitor_kvar.shape[1] * BANK)
+    used, before = counts(LANES), counts(LANES)
     for first in range(first_case, end_case, LANES):
         n_lanes = min(LANES, end_case - first)
         for lane in range(LANES):
             used[lane] = 0
             before[lane] = 0
-        start = start_pu
+        warm = start_pu.shape[0] > 0
         goes_on = True
         while goes_on:
             for lane in range(LANES):
                 case = first + min(lane, n_lanes - 1)
                 k = at[case]
                 gather_banks(lane, k, capacitor_kvar, pu_per_kva, susceptance)
-                gather(lane, case, k, order, present, source, delta_kva, pu_per_kva, start, delta, voltage)
-                gather(lane, case, k, order, present, source, load_kva, pu_per_kva, start, load, voltage)
-                _start(lane, source[k, 0], present, no_load_pu, start.shape[0] > 0, voltage)
+                gather(lane, case, k, order, present, source, delta_kva, pu_per_kva, warm, start_pu, delta, voltage)
+                gather(lane, case, k, order, present, source, load_kva, pu_per_kva, warm, start_pu, load, voltage)
+                _start(lane, source[k, 0], present, no_load_pu, warm, voltage)
             _settle(
                 parent_row, flags, table, bank, tolerance_pu, max_iterations,
                 load, delta, susceptance, voltage, current, final, used,
             )  # fmt: skip
-            goes_on = start.shape[0] > 0 and retry(used, before)
-            start = start_pu[:0]
+            goes_on = warm and retry(used, before)
+            warm = False
         for lane in range(n_lanes):
             publish(lane, first + lane, order, present, final, voltage_pu)
             n_sweeps[first + lane] = total_sweeps(used[lane], before[lane])

@@ -20,11 +20,13 @@ from evcs_gym.envs.grid.kernels import (
     ROW,
     collect,
     compiled,
+    counts,
     entry,
     gather,
     gather_banks,
     inject,
     inject_station,
+    numbers,
     publish,
     settle,
 )
@@ -38,8 +40,8 @@ MAX_EXTRA_FLOWS: Final = 10
 """Power flows that a slot with a broken limit may cost beside the first."""
 N_KINDS: Final = 5
 """Kinds of limits: voltage below, voltage above, current, kVA of the source, unbalance."""
-_GOOD_ENOUGH: Final = 1e-7
-"""A search ends where the passing factor leaves this little of the limit unused (same units as the tolerance)."""
+GOOD_ENOUGH: Final = 1e-7
+"""A search ends where the factor meets the limit this well, on either side (same units as the tolerance)."""
 _ROOM: Final = 1e-4
 """A limit with less room than this at factor 0 is touched by the base load: its low end says nothing about its zero."""
 _FACTOR_STEP: Final = 1e-6
@@ -86,6 +88,12 @@ _SIN120: Final = 0.75**0.5
 
 
 @compiled
+def table(n_rows: int, n_columns: int) -> FloatArray:
+    """Room for a table."""
+    return np.empty((n_rows, n_columns))
+
+
+@compiled
 def scaled(position_kw: float, kind: float, factor: float) -> float:
     """A position under the factor of a group."""
     if kind == ALL or (kind == IMPORTS and position_kw < 0.0) or (kind == EXPORTS and position_kw > 0.0):
@@ -112,9 +120,10 @@ def begin(k: int, excess: FloatArray, memo: FloatArray) -> bool:
 def learn(k: int, excess: FloatArray, memo: FloatArray) -> bool:
     """Take in the excesses of the factor tried and choose the next one; whether they passed."""
     memo[k, N_FLOWS] += 1.0
+    room = GOOD_ENOUGH if memo[k, STAGE] == _SEARCH else PASS_TOLERANCE
     passed = True
     for kind in range(N_KINDS):
-        passed &= excess[k, kind] <= PASS_TOLERANCE  # (N4)
+        passed &= excess[k, kind] <= room  # (N4)
     if memo[k, STAGE] == _SEARCH:
         _narrow(k, passed, excess, memo)
     elif passed:
@@ -163,10 +172,10 @@ def _aim(k: int, memo: FloatArray) -> None:
     share = 1.0
     close = high - low <= _FACTOR_STEP or memo[k, N_FLOWS] >= MAX_EXTRA_FLOWS
     for kind in range(N_KINDS):
-        if memo[k, _HIGH_EXCESS + kind] <= PASS_TOLERANCE:
+        if memo[k, _HIGH_EXCESS + kind] <= GOOD_ENOUGH:
             continue
         if memo[k, _AT_ZERO + kind] < -_ROOM:
-            close |= memo[k, _LOW_EXCESS + kind] > -_GOOD_ENOUGH
+            close |= memo[k, _LOW_EXCESS + kind] > -GOOD_ENOUGH
             share = min(share, _between(k, kind, memo))
         else:
             found = _beyond(k, kind, memo)
@@ -181,7 +190,7 @@ def _aim(k: int, memo: FloatArray) -> None:
 def _between(k: int, kind: int, memo: FloatArray) -> float:
     """Share of the bracket at which a limit is met, from its weights at both ends."""
     below, above = memo[k, _LOW_WEIGHT + kind], memo[k, _HIGH_WEIGHT + kind]
-    return float(below / min(below - above, -PASS_TOLERANCE))
+    return float(below / min(below - above, -GOOD_ENOUGH))
 
 
 @compiled
@@ -432,14 +441,14 @@ def adjust_rows(
     effective ones.
     """
     size = order.size * ROW
-    load, base_load, bounds = np.empty(size), np.empty(size), np.empty(order.size * LIMIT_ROW)
-    voltage, current, final = np.empty(size), np.empty(size), np.empty(size)
-    susceptance, worst = np.empty(capacitor_kvar.shape[1] * BANK), np.empty(N_KINDS * LANES)
-    change_sq, chosen, loss = np.empty(LANES), np.empty(LANES), np.empty(LANES)
-    excess, memo = np.empty((LANES, N_KINDS)), np.zeros((LANES, MEMO))
-    used, lane_case = np.zeros(LANES, dtype=np.int64), np.zeros(LANES, dtype=np.int64)
-    queue, first_excess = np.empty(end_case - first_case, dtype=np.int64), np.empty((end_case - first_case, N_KINDS))
-    n_queue, n_taken, next_case = 0, 0, first_case
+    load, base_load, bounds = numbers(size), numbers(size), numbers(order.size * LIMIT_ROW)
+    voltage, current, final = numbers(size), numbers(size), numbers(size)
+    susceptance, worst = numbers(capacitor_kvar.shape[1] * BANK), numbers(N_KINDS * LANES)
+    change_sq, chosen, loss = numbers(LANES), numbers(LANES), numbers(LANES)
+    excess, memo = table(LANES, N_KINDS), table(LANES, MEMO)
+    used, lane_case = counts(LANES), counts(LANES)
+    queue, first_excess = counts(end_case - first_case), table(end_case - first_case, N_KINDS)
+    n_queue, n_taken, next_case, warm = 0, 0, first_case, voltage_pu.shape[0] > 0
     while True:
         checking = next_case < end_case
         n_busy = 0
@@ -459,7 +468,7 @@ def adjust_rows(
                 lane_case[lane] = case
                 k = at[case]
                 gather_banks(lane, k, capacitor_kvar, pu_per_kva, susceptance)
-                gather(lane, case, k, order, present, source, load_kva, pu_per_kva, voltage_pu, base_load, final)
+                gather(lane, case, k, order, present, source, load_kva, pu_per_kva, warm, voltage_pu, base_load, final)
                 _gather_limits(
                     lane, k, order, present, vmin_pu, vmax_pu, current_a, head_kva, unbalance_frac, bounds
                 )  # fmt: skip

@@ -385,6 +385,6 @@ def _checked_start(warm_start: ArrayLike, shape: tuple[int, ...]) -> ComplexArra
     start = _complex_array(warm_start, "warm_start")
     if start.shape != shape:
         raise DataError(f"power_flow: warm_start must have the shape of load_kva, {shape}, got {start.shape}")
-    if not np.isfinite(start).all():
+    if not cmath.isfinite(start.sum()) and not np.isfinite(start).all():
         raise DataError("power_flow: warm_start must be finite; leave it out where no voltages are known")
-    return np.array(start, dtype=np.complex128, order="C")
+    return writable(start)

@@ -13,7 +13,7 @@ from reference import factor_reference
 from evcs_gym.envs.errors import ConfigError, ConvergenceError, DataError
 from evcs_gym.envs.grid import PHASE_UNIT, Equipment, Feeder, capacitor_siemens, load_feeder, power_flow
 from evcs_gym.envs.grid.kernels import solve
-from evcs_gym.envs.grid.kernels_operator import adjust_rows
+from evcs_gym.envs.grid.kernels_operator import GOOD_ENOUGH, adjust_rows
 from evcs_gym.envs.grid.operator import (
     MAX_EXTRA_FLOWS,
     PASS_TOLERANCE,
@@ -158,11 +158,11 @@ def test_wider_limits_never_cut_more(seed: int) -> None:
         adjust(feeder, effective_limits(feeder, base, source, vmin_pu=v), base, position, STATIONS, source).factor
         for v in (0.95, 0.945, 0.94, 0.92)
     ]
-    # what passes lies within 1e-6 of a limit; where the voltage hardly answers the factor that is 1e-4 of it
-    assert (np.diff(factors, axis=0) >= -2e-4).all()
+    # what passes lies within 1e-7 of a limit; where the voltage hardly answers the factor that is 1e-5 of it
+    assert (np.diff(factors, axis=0) >= -1e-5).all()
     bounds = [effective_limits(feeder, base, source, vmax_pu=v) for v in (1.05, 1.06, 1.08)]
     factors = [adjust(feeder, limits, base, -position, STATIONS, source).factor for limits in bounds]
-    assert (np.diff(factors, axis=0) >= -2e-4).all()
+    assert (np.diff(factors, axis=0) >= -1e-5).all()
 
 
 @given(seed=st.integers(0, 10**6))
@@ -171,9 +171,12 @@ def test_the_factor_is_that_of_a_bisection(seed: int) -> None:
     feeder, base, position, _ = slots(seed)
     limits = effective_limits(feeder, base, head_kva=5000.0)
     answer = adjust(feeder, limits, base, position, STATIONS, tolerance_pu=1e-12)
-    factor, group = factor_reference(feeder, limits, base, position, STATIONS)
+    given = (feeder, limits, base, position, STATIONS)
+    least, group = factor_reference(*given, excess=-2 * GOOD_ENOUGH)
+    most, _ = factor_reference(*given, excess=2 * GOOD_ENOUGH)
     assert np.array_equal(np.isfinite(answer.cap_kw), group)
-    np.testing.assert_allclose(answer.factor, factor, rtol=0, atol=2e-4)  # as above
+    assert (answer.factor >= least - 1e-6).all()
+    assert (answer.factor <= most + 1e-6).all()
 
 
 def with_equipment(plain: Feeder, **parts: Any) -> Feeder:
