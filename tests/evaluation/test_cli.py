@@ -160,7 +160,7 @@ ROW = {"name": "evcs-gym", "case": "c", "buses": 33, "batch": 8, "seconds_per_it
     ],
 )
 def test_speed_prints_rows(fake: Callable[..., None], target: str, module: str, function: str) -> None:
-    importlib.import_module("evcs_gym.evaluation.speed_traffic")  # while the module that it imports from is the real one
+    importlib.import_module("evcs_gym.evaluation.speed_traffic")  # imports from the real one
     fake(f"evcs_gym.evaluation.{module}", **{function: lambda: [SimpleNamespace(as_dict=lambda: dict(ROW))]})
     assert json.loads(run("speed", target, "--json").stdout) == {"rows": [ROW]}
     assert "evcs-gym" in run("speed", target).stdout
