@@ -383,7 +383,7 @@ class Flow:
 
 def voltage_gain(network: NetworkProblem) -> FloatArray:
     """Change of |V|^2 with the power of each charging bus on each connection, (N, P, C, 4) per kW."""
-    resistance = lindistflow(network.feeder, network.source_pu).resistance
+    resistance = lindistflow(network.feeder).resistance
     per_phase = -resistance[:, :, network.charging_bus, :]
     return np.concatenate([per_phase, per_phase.mean(axis=3, keepdims=True)], axis=3)
 

@@ -4,6 +4,7 @@ A day is complete: nothing that a policy does changes a later exogenous event. E
 solve the same day.
 """
 
+import dataclasses
 import datetime
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -11,9 +12,12 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from evcs_gym.envs.data import profile_window
-from evcs_gym.envs.errors import ConfigError, ConvergenceError, DataError
+from evcs_gym.envs.errors import ConfigError, DataError
 from evcs_gym.envs.fleet.vehicles import simulate_sessions
-from evcs_gym.envs.grid import Feeder, power_flow
+from evcs_gym.envs.grid import Feeder
+from evcs_gym.envs.grid.devices import DeviceSchedule, checked_schedule
+from evcs_gym.envs.grid.operator import Limits
+from evcs_gym.envs.network import NetworkState, controlled, limits_of, refuse_broken, under_schedule
 from evcs_gym.envs.types import ComplexArray, FloatArray, IntArray, Sessions, frozen
 from evcs_gym.envs.units import N_SLOTS
 
@@ -59,9 +63,12 @@ class Day:
     base_kw, dg_kw: load without cars and local generation of each charging bus, (T, C).
     load_kva: exogenous net load of the feeder, base minus DG, (T, N, P).
     base_voltage_pu: magnitude of the power flow of ``load_kva`` alone, (T, N, P).
-    vmin_pu, vmax_pu: effective limits of model.md section 1, (T, N, P).
+    vmin_pu, vmax_pu: effective limits of voltage, (T, N, P). current_limit_a (T, N), head_limit_kva (T,),
+    unbalance_limit_frac (T, N): those of branch currents, of apparent power at the head, of voltage unbalance.
     sessions: charging requests.
-    forecast: see `Forecast`. feeder, source_pu: the network and its head voltage.
+    forecast: see `Forecast`. feeder: the network.
+    tap_position (T,), capacitor_step (T, K): the device schedule. source_pu (T,), capacitor_kvar (T, N, P): what it
+    makes of the head voltage, and of the nominal kvar of the capacitors in service.
     """
 
     scenario: str
@@ -80,7 +87,29 @@ class Day:
     sessions: Sessions
     forecast: Forecast
     feeder: Feeder
-    source_pu: float
+    source_pu: FloatArray
+    tap_position: IntArray
+    capacitor_step: IntArray
+    capacitor_kvar: FloatArray
+    current_limit_a: FloatArray
+    head_limit_kva: FloatArray
+    unbalance_limit_frac: FloatArray
+
+    @property
+    def limits(self) -> Limits:
+        """The effective limits as the operator takes them, one row per slot."""
+        return Limits(
+            vmin_pu=self.vmin_pu,
+            vmax_pu=self.vmax_pu,
+            current_a=self.current_limit_a,
+            head_kva=self.head_limit_kva,
+            unbalance_frac=self.unbalance_limit_frac,
+        )
+
+    @property
+    def schedule(self) -> DeviceSchedule:
+        """Positions of the devices."""
+        return DeviceSchedule(self.tap_position, self.capacitor_step)
 
 
 def split_windows(split: str) -> IntArray:
@@ -104,13 +133,25 @@ def calendar_window(scenario_seed: int, seed: int, split: str) -> int:
     return int(rng.permutation(windows)[seed % len(windows)])
 
 
+def date_of(scenario: "Scenario", window: int) -> datetime.date:
+    """Date on which a calendar window begins."""
+    return datetime.date(scenario.profiles_spec.year, 1, 1) + datetime.timedelta(days=window)
+
+
+def base_of(scenario: "Scenario", seed: int, split: str) -> tuple[str, NetworkState]:
+    """Date of a day, and its base load in the network: a day without its cars, which take longest."""
+    window = calendar_window(scenario.seed, seed, split)
+    date = str(date_of(scenario, window))
+    return date, controlled(scenario, net_load_kva(scenario, _series(scenario, window)), date)
+
+
 def sample_day(scenario: "Scenario", seed: int, split: str = "train") -> Day:
     """The day of a seed; see `Scenario.day`."""
     if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
         raise ConfigError(f"the seed of a day must be an integer >= 0, got {seed!r}")
     window = calendar_window(scenario.seed, int(seed), split)
     key = [scenario.seed, SPLITS.index(split), int(seed)]
-    date = datetime.date(scenario.profiles_spec.year, 1, 1) + datetime.timedelta(days=window)
+    date = date_of(scenario, window)
     series = _series(scenario, window)
     sessions = simulate_sessions(
         scenario.fleet,
@@ -206,6 +247,13 @@ def _noise(series: FloatArray, spec: "ForecastSpec", share_frac: float, rng: np.
     return np.asarray(scale * _ar1(series.shape, spec.noise_correlation_frac, rng))
 
 
+def net_load_kva(scenario: "Scenario", series: "_Series") -> ComplexArray:
+    """Base load less DG, (T, N, P): DG feeds in balanced, at unity power factor."""
+    load = series.feeder_load_kva.copy()
+    load[:, scenario.charging_bus] -= series.dg_kw[:, :, None] / 3.0
+    return load
+
+
 def build_day(
     scenario: "Scenario",
     series: "_Series",
@@ -217,19 +265,10 @@ def build_day(
     date: str,
 ) -> Day:
     """The complete day of given series and sessions: adds the base power flow and the effective limits."""
-    load = series.feeder_load_kva.copy()
-    load[:, scenario.charging_bus] -= series.dg_kw[:, :, None] / 3.0  # DG feeds in balanced, at unity power factor
-    spec = scenario.feeder_spec
-    flow = power_flow(scenario.feeder, load, source_pu=spec.source_pu)
-    if not flow.converged.all():
-        slot = int(np.argmin(flow.converged))
-        raise ConvergenceError(
-            f"{scenario.name}: load and DG of {date} have no power flow in slot {slot}; "
-            "lower profiles.base_load_frac or the charging buses' pv_kw and wind_kw"
-        )
-    base_voltage = np.abs(flow.voltage_pu)
+    load = net_load_kva(scenario, series)
+    network = controlled(scenario, load, date)
+    limits = limits_of(scenario, network)
     check_sessions(sessions, len(scenario.charging_buses))
-    present = scenario.feeder.phase_present[None]
     return Day(
         scenario=scenario.name,
         split=split,
@@ -241,13 +280,39 @@ def build_day(
         base_kw=frozen(series.base_kw),
         dg_kw=frozen(series.dg_kw),
         load_kva=frozen(load),
-        base_voltage_pu=frozen(base_voltage),
-        vmin_pu=frozen(np.where(present, np.minimum(spec.vmin_pu, base_voltage), 0.0)),
-        vmax_pu=frozen(np.where(present, np.maximum(spec.vmax_pu, base_voltage), np.inf)),
+        base_voltage_pu=frozen(network.size_pu),
+        vmin_pu=limits.vmin_pu,
+        vmax_pu=limits.vmax_pu,
         sessions=sessions,
         forecast=forecast,
         feeder=scenario.feeder,
-        source_pu=spec.source_pu,
+        source_pu=network.source_pu,
+        tap_position=network.schedule.tap_position,
+        capacitor_step=network.schedule.capacitor_step,
+        capacitor_kvar=network.capacitor_kvar,
+        current_limit_a=limits.current_a,
+        head_limit_kva=limits.head_kva,
+        unbalance_limit_frac=limits.unbalance_frac,
+    )
+
+
+def with_devices(scenario: "Scenario", day: Day, schedule: DeviceSchedule) -> Day:
+    """The day under other positions of the devices. Its effective limits stay those of its own schedule.
+
+    Raises:
+        ConfigError: positions that do not exist, more movements than the budgets allow, positions under which the base
+            load alone breaks the day's limits. ConvergenceError: or under which it has no power flow.
+    """
+    given = checked_schedule(scenario.devices, schedule, N_SLOTS, "devices")
+    network = under_schedule(scenario, day.load_kva, given, day.date)
+    refuse_broken(scenario, network, day.limits, day.date)
+    return dataclasses.replace(
+        day,
+        base_voltage_pu=frozen(network.size_pu),
+        source_pu=network.source_pu,
+        tap_position=given.tap_position,
+        capacitor_step=given.capacitor_step,
+        capacitor_kvar=network.capacitor_kvar,
     )
 
 

@@ -10,34 +10,30 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
-from pydantic import BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from evcs_gym.envs import day as day_module
 from evcs_gym.envs.data import Profiles, load_profiles, load_travel_tables, load_vehicle_models
 from evcs_gym.envs.errors import ConfigError
 from evcs_gym.envs.fleet.needs import ChargingMode
 from evcs_gym.envs.fleet.vehicles import Fleet, TravelTables, draw_fleet
-from evcs_gym.envs.grid import Feeder, load_feeder
-from evcs_gym.envs.specs import Spec, nearest, read_yaml, shipped, validated
+from evcs_gym.envs.grid import Feeder
+from evcs_gym.envs.grid.devices import Devices
+from evcs_gym.envs.network import FeederSpec, check_device_specs, devices_of, feeder_of
+from evcs_gym.envs.network_check import NetworkCheck, check_base_load
+from evcs_gym.envs.specs import (
+    BusName,
+    Frac,
+    NonNegativeKw,
+    PositiveKw,
+    PricePerKwh,
+    Spec,
+    nearest,
+    read_yaml,
+    shipped,
+    validated,
+)
 from evcs_gym.envs.types import FloatArray, IntArray, frozen
-
-Frac = Annotated[float, Field(ge=0.0, le=1.0)]
-PositiveKw = Annotated[float, Field(gt=0.0, le=1e5)]
-NonNegativeKw = Annotated[float, Field(ge=0.0, le=1e5)]
-PricePerKwh = Annotated[float, Field(ge=0.0, le=10.0)]
-
-
-BusName = Annotated[str, BeforeValidator(lambda value: str(value) if isinstance(value, int) else value)]
-"""Name of a feeder bus; YAML reads 7 as a number."""
-
-
-class FeederSpec(Spec):
-    """Distribution network: a shipped feeder's name, head voltage and nominal limits."""
-
-    name: str
-    source_pu: Annotated[float, Field(ge=0.8, le=1.2)] = 1.0
-    vmin_pu: Annotated[float, Field(ge=0.5, lt=1.0)] = 0.90
-    vmax_pu: Annotated[float, Field(gt=1.0, le=1.5)] = 1.10
 
 
 class ProfilesSpec(Spec):
@@ -158,8 +154,13 @@ class Scenario(Spec):
 
     @cached_property
     def feeder(self) -> Feeder:
-        """The distribution network."""
-        return load_feeder(self.feeder_spec.name)
+        """The distribution network, with the ampacities of the scenario."""
+        return feeder_of(self.feeder_spec)
+
+    @cached_property
+    def devices(self) -> Devices:
+        """Tap changer and capacitor banks; `devices.FIXED` where there are none."""
+        return devices_of(self.feeder_spec, self.feeder)
 
     @cached_property
     def profiles(self) -> Profiles:
@@ -221,6 +222,19 @@ class Scenario(Spec):
         """The days of several seeds, in their order."""
         return [self.day(seed, split) for seed in seeds]
 
+    def check(self, split: str | None = None, n_days: int | None = None) -> NetworkCheck:
+        """The base load of every day against the nominal limits of the network.
+
+        Args:
+            split: the days of one split; all three by default.
+            n_days: seeds 0 .. n_days - 1 of each split; by default every calendar day once.
+
+        Raises:
+            ConfigError: unknown split, n_days < 1, or, in a scenario with devices, a day whose base load has less than
+                0.005 pu to a voltage limit or exceeds another nominal limit.
+        """
+        return check_base_load(self, split, n_days)
+
 
 def shipped_scenarios() -> list[str]:
     """Names of the scenarios that come with the package."""
@@ -242,6 +256,7 @@ def load_scenario(name_or_path: str | Path) -> Scenario:
 def scenario_from_dict(content: dict[str, Any], source: str = "scenario") -> Scenario:
     """The scenario of a dictionary with the keys of the YAML files; ``source`` names it in messages."""
     scenario = validated(Scenario, content, source)
+    check_device_specs(scenario.feeder_spec, scenario.feeder, source)
     _check_buses(scenario, source)
     _check_profiles(scenario, source)
     return scenario

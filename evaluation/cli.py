@@ -293,10 +293,14 @@ def demo(
 @app.command()
 def scenario(
     name: Annotated[str, typer.Argument(help="Name of a shipped scenario or path of a YAML file.")],
+    check: Annotated[
+        bool, typer.Option("--check", help="Solve the base load of every day and show what it leaves of the limits.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Check a scenario and show it with all defaults filled in."""
-    content = _load_scenario(name).model_dump(mode="json", by_alias=True)
+    world = _load_scenario(name)
+    content = world.check().as_dict() if check else world.model_dump(mode="json", by_alias=True)
     if as_json:
         _print_json(content)
     else:

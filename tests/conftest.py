@@ -3,9 +3,10 @@
 from collections.abc import Iterator
 
 import pytest
-from envs_fixtures import tiny_scenario
+from envs_fixtures import model_city_content, tiny_scenario
 
 from evcs_gym.envs import Scenario, load_scenario
+from evcs_gym.envs.scenario import scenario_from_dict
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -26,3 +27,9 @@ def shipped_scenario() -> Scenario:
 def small_scenario() -> Scenario:
     """Two charging buses of the 33-bus feeder, six cars: real days that play fast."""
     return tiny_scenario(n_cars=(12, 6))
+
+
+@pytest.fixture(scope="session")
+def model_city() -> Scenario:
+    """A tap changer, two capacitor banks and nominal limits of all four kinds."""
+    return scenario_from_dict(model_city_content())

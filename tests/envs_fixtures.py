@@ -43,6 +43,43 @@ def tiny_scenario(n_cars: Sequence[int] = (0, 0), **normal_charging: Any) -> Sce
     return scenario_from_dict(tiny_content(n_cars, **normal_charging))
 
 
+def model_city_content(**devices: Any) -> dict[str, Any]:
+    """The network of the default city of the market, with two buses at which a few cars charge at home; keywords go
+    into ``feeder.devices``."""
+    return {
+        **tiny_content(n_cars=(12, 6)),
+        "name": "model_city",
+        "seed": 2016,
+        "feeder": {
+            "name": "synthetic33",
+            "source_pu": 1.0,
+            "vmin_pu": 0.95,
+            "vmax_pu": 1.05,
+            "ampacity_factor": 1.5,
+            "ampacity_least_a": 100.0,
+            "head_kva": 6000.0,
+            "vuf_max_frac": 0.02,
+            "devices": {
+                "controller": "dynamic_programme",
+                "tap_changer": {"start": 2},
+                "capacitors": [
+                    {"bus": 30, "kvar_per_step": 600.0, "start": 1},
+                    {"bus": 13, "kvar_per_step": 300.0, "start": 1},
+                ],
+                **devices,
+            },
+        },
+        "profiles": {
+            "year": 2016,
+            "base_load_frac": 0.8,
+            "load_profiles": ["lv_rural1", "lv_semiurb4", "lv_urban6"],
+            "load_profile_at_bus": {24: "G3-A", 25: "G3-A", 30: "G6-A"},
+            "pv_profile": "PV4",
+            "wind_profile": "WP5",
+        },
+    }
+
+
 @dataclass(frozen=True)
 class Car:
     """A session with round numbers: it needs ``need_kwh`` from the grid."""

@@ -68,18 +68,20 @@ class NetworkProblem:
     """The network of the same day: N feeder buses, P phases.
 
     load_kva: net load without cars, (T, N, P). base_voltage_pu: magnitude of its power flow.
-    vmin_pu, vmax_pu: effective limits, (T, N, P).
+    vmin_pu, vmax_pu: effective limits, (T, N, P). source_pu: head voltage, (T,). capacitor_kvar: nominal kvar of the
+    capacitors in service, (T, N, P); None where there are none.
     charging_bus: feeder bus of each column, (C,). voltage_eur_per_pu: price of one bus-phase and slot.
     """
 
     feeder: Feeder
-    source_pu: float
+    source_pu: FloatArray
     charging_bus: IntArray
     load_kva: ComplexArray
     base_voltage_pu: FloatArray
     vmin_pu: FloatArray
     vmax_pu: FloatArray
     voltage_eur_per_pu: float
+    capacitor_kvar: FloatArray | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,6 +147,7 @@ def network_of(scenario: "Scenario", day: "Day") -> NetworkProblem:
         vmin_pu=day.vmin_pu,
         vmax_pu=day.vmax_pu,
         voltage_eur_per_pu=scenario.normal_charging.voltage_eur_per_pu,
+        capacitor_kvar=day.capacitor_kvar if scenario.devices.banks else None,
     )
 
 
@@ -341,7 +344,7 @@ def plan_voltage(problem: NormalProblem, network: NetworkProblem, power_kw: Floa
     load, cars_kw = network.load_kva.copy(), phase_power_kw(problem, power_kw)
     for column, bus in enumerate(network.charging_bus):
         load[:, bus] += cars_kw[:, column]
-    flow = power_flow(network.feeder, load, source_pu=network.source_pu)
+    flow = power_flow(network.feeder, load, source_pu=network.source_pu, capacitor_kvar=network.capacitor_kvar)
     return np.where(flow.converged[:, None, None], np.abs(flow.voltage_pu), 0.0), flow.converged
 
 

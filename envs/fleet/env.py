@@ -5,11 +5,12 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from evcs_gym.envs.day import Day
+from evcs_gym.envs.day import Day, with_devices
 from evcs_gym.envs.errors import ConfigError, DataError
 from evcs_gym.envs.fleet import normal
 from evcs_gym.envs.fleet.observation import action_space, observation_space
 from evcs_gym.envs.fleet.pool import DEFAULT_POOL_DAYS, load_pool
+from evcs_gym.envs.grid.devices import DeviceSchedule
 from evcs_gym.envs.scenario import Scenario, load_scenario
 from evcs_gym.envs.types import FloatArray
 from evcs_gym.envs.units import N_SLOTS
@@ -65,7 +66,8 @@ class NormalChargingEnv(gym.Env[np.ndarray, np.ndarray]):
     the DG surplus (0) and all that the cars can take (+1). Observation: float32 (C, F), see docs/observation.md.
     Reward: minus the cost of the slot [EUR]: exchange with the network, energy, voltage; with ``reward_shift`` the
     training form. ``info`` always holds true EUR. The end of the day is a termination. ``reset(options={"day": day})``
-    starts any `Day`, else one of the pool is drawn.
+    starts any `Day`, with ``"devices": schedule`` under other positions of tap changer and capacitors; else one of the
+    pool is drawn.
 
     Args:
         scenario: a `Scenario`, a shipped name or a path.
@@ -115,12 +117,15 @@ class NormalChargingEnv(gym.Env[np.ndarray, np.ndarray]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        """Start a day: the one in ``options["day"]``, else one of the pool drawn with the environment's generator."""
+        """Start a day: the one in ``options["day"]``, else one of the pool drawn with the environment's generator.
+
+        ``options["devices"]``: a `DeviceSchedule` for the given day; its effective limits stay as they are.
+        """
         super().reset(seed=seed)
-        unknown = set(options or {}) - {"day"}
+        unknown = set(options or {}) - {"day", "devices"}
         if unknown:
-            raise ConfigError(f"reset options must be among ['day'], got {sorted(unknown)}")
-        day = (options or {}).get("day")
+            raise ConfigError(f"reset options must be among ['day', 'devices'], got {sorted(unknown)}")
+        day = self._under_given_devices((options or {}).get("day"), (options or {}).get("devices"))
         if day is None:
             self.world, row = self._pool, int(self.np_random.integers(self._pool.n_days))
         elif isinstance(day, Day):
@@ -130,6 +135,16 @@ class NormalChargingEnv(gym.Env[np.ndarray, np.ndarray]):
         self._own_day = day
         self.state = normal.initial_state(self.world, np.array([row]))
         return normal.observe(self.world, self.state)[0], {"day_seed": self._day_seed(row)}
+
+    def _under_given_devices(self, day: Any, devices: Any) -> Any:
+        if devices is None:
+            return day
+        if not isinstance(day, Day) or not isinstance(devices, DeviceSchedule):
+            raise ConfigError(
+                "options['devices'] must be a DeviceSchedule, given together with options['day'], got "
+                f"{type(devices).__name__} and {type(day).__name__}"
+            )
+        return with_devices(self.scenario, day, devices)
 
     def _day_seed(self, row: int) -> int:
         return self._own_day.seed if self._own_day is not None else row

@@ -17,6 +17,7 @@ from evcs_gym.envs.fleet import kernels
 from evcs_gym.envs.fleet.kernels import DayArrays, Rules
 from evcs_gym.envs.fleet.needs import session_needs
 from evcs_gym.envs.grid import Feeder, power_flow
+from evcs_gym.envs.grid.devices import bank_kvar
 from evcs_gym.envs.threads import run_rows
 from evcs_gym.envs.types import BoolArray, ComplexArray, FloatArray, IntArray, Sessions, frozen
 from evcs_gym.envs.units import N_SLOTS, SLOT_H
@@ -34,14 +35,18 @@ PLAN_ENERGY_TOLERANCE_KWH = 1e-5
 class World:
     """Everything about normal charging that does not change within a day.
 
-    days: stacked arrays, leading axis D. need_kwh (D, S): energy each session receives, infeasible_kwh (D, S) what its
-    stay is too short for. n_sessions (D,). mean_price_eur_per_kwh (D,): of the import price, for the reward shift.
+    days: stacked arrays, leading axis D. source_pu (D, T): head voltage. capacitor_step (D, T, K): steps of the banks
+    in service, bank_kvar (K, N, P): nominal kvar of one. need_kwh (D, S): energy each session receives, infeasible_kwh
+    (D, S) what its stay is too short for. n_sessions (D,). mean_price_eur_per_kwh (D,): of the import price, for the
+    reward shift.
     installed_kw, charging_bus: (C,).
     """
 
     spec: "NormalChargingSpec"
     feeder: Feeder
-    source_pu: float
+    source_pu: FloatArray
+    capacitor_step: IntArray
+    bank_kvar: FloatArray
     charging_bus: IntArray
     installed_kw: FloatArray
     rules: Rules
@@ -162,7 +167,8 @@ def _check_days(scenario: "Scenario", days: Sequence[Day]) -> None:
         raise ConfigError("at least one day is needed, got none")
     n_buses = len(scenario.charging_buses)
     shapes = {"base_kw": (N_SLOTS, n_buses), "dg_kw": (N_SLOTS, n_buses), "import_eur_per_kwh": (N_SLOTS,)}
-    shapes["load_kva"] = (N_SLOTS, *scenario.feeder.load_kva.shape)
+    shapes |= {"load_kva": (N_SLOTS, *scenario.feeder.load_kva.shape), "source_pu": (N_SLOTS,)}
+    shapes["capacitor_step"] = (N_SLOTS, len(scenario.devices.banks))
     for day in days:
         check_sessions(day.sessions, n_buses)
         if not np.array_equal(day.charging_bus, scenario.charging_bus) or day.feeder.name != scenario.feeder.name:
@@ -211,7 +217,9 @@ def make_world(scenario: "Scenario", days: Sequence[Day]) -> World:
     return World(
         spec=spec,
         feeder=scenario.feeder,
-        source_pu=scenario.feeder_spec.source_pu,
+        source_pu=_stacked(days, "source_pu"),
+        capacitor_step=_stacked(days, "capacitor_step"),
+        bank_kvar=frozen(bank_kvar(scenario.devices, len(scenario.feeder))),
         charging_bus=scenario.charging_bus,
         installed_kw=scenario.installed_kw,
         rules=Rules(
@@ -231,14 +239,23 @@ def make_world(scenario: "Scenario", days: Sequence[Day]) -> World:
 def initial_state(world: World, day: IntArray) -> State:
     """Slot 0 of the given days, an array (B,) of rows of the world's stack."""
     day = np.asarray(day, dtype=np.int64)
-    angle = np.exp(-2j * np.pi / 3.0 * np.arange(3))
-    flat = world.source_pu * angle * world.feeder.phase_present
+    slot = np.zeros(len(day), dtype=np.int64)
     return State(
-        day=day,
-        slot=np.zeros(len(day), dtype=np.int64),
-        remaining_kwh=world.need_kwh[day],
-        voltage_pu=np.repeat(flat[None], len(day), axis=0),
+        day=day, slot=slot, remaining_kwh=world.need_kwh[day], voltage_pu=_no_load_voltage_pu(world, day, slot)
     )
+
+
+def _no_load_voltage_pu(world: World, day: IntArray, slot: IntArray) -> ComplexArray:
+    """Voltages (B, N, P) of a network without loads: a power flow starts from them."""
+    angle = np.exp(-2j * np.pi / 3.0 * np.arange(3))
+    return np.asarray(world.source_pu[day, slot, None, None] * angle * world.feeder.phase_present)
+
+
+def _capacitor_kvar(world: World, day: IntArray, slot: IntArray) -> FloatArray | None:
+    """Nominal kvar of the capacitors in service, (B, N, P); None in a network without any."""
+    if not len(world.bank_kvar):
+        return None
+    return np.tensordot(world.capacitor_step[day, slot], world.bank_kvar, axes=1)
 
 
 def with_reset_rows(world: World, state: State, rows: BoolArray, day: IntArray) -> State:
@@ -298,7 +315,13 @@ def step(world: World, state: State, power_kw: FloatArray) -> tuple[State, Outco
     run_rows(kernels.charge, n_rows, arguments + written, parallel_from=PARALLEL_FROM_ROWS)
     if fault.max() >= 0:
         _raise_fault(world, state, power_kw, fault)
-    flow = power_flow(world.feeder, load, source_pu=world.source_pu, warm_start=state.voltage_pu)
+    flow = power_flow(
+        world.feeder,
+        load,
+        source_pu=world.source_pu[day, slot],
+        warm_start=state.voltage_pu,
+        capacitor_kvar=_capacitor_kvar(world, day, slot),
+    )
     excess, count, share = np.empty(n_rows), np.empty(n_rows, dtype=np.int64), np.empty(shape)
     judged = (days, day, slot, flow.voltage_pu, flow.converged, bus_kw, must_kw, excess, count, share)
     run_rows(kernels.judge_voltage, n_rows, judged, parallel_from=PARALLEL_FROM_ROWS)
@@ -318,7 +341,7 @@ def step(world: World, state: State, power_kw: FloatArray) -> tuple[State, Outco
         n_violations=count,
     )
     # a collapsed flow is no start for the next one: the row starts flat again
-    voltage = np.where(flow.converged[:, None, None], flow.voltage_pu, initial_state(world, day).voltage_pu)
+    voltage = np.where(flow.converged[:, None, None], flow.voltage_pu, _no_load_voltage_pu(world, day, slot))
     return State(day=day, slot=slot + 1, remaining_kwh=remaining, voltage_pu=voltage), outcome
 
 

@@ -25,7 +25,14 @@ if TYPE_CHECKING:
     from evcs_gym.envs.scenario import Scenario
 
 DEFAULT_POOL_DAYS = 256
-_WORLD_ARRAYS = ("need_kwh", "infeasible_kwh", "n_sessions", "mean_price_eur_per_kwh")
+_WORLD_ARRAYS = (
+    "need_kwh",
+    "infeasible_kwh",
+    "n_sessions",
+    "mean_price_eur_per_kwh",
+    "source_pu",
+    "capacitor_step",
+)
 _SOURCES = ("", "data", "grid", "fleet")
 
 

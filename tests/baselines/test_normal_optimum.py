@@ -89,7 +89,7 @@ def network_for(problem: NormalProblem, vmin: float, base_load_frac: float = 0.8
     base = np.abs(power_flow(feeder, load, source_pu=1.0).voltage_pu)
     return NetworkProblem(
         feeder=feeder,
-        source_pu=1.0,
+        source_pu=np.ones(len(load)),
         charging_bus=np.arange(1, n_buses + 1) if n_buses > 4 else np.array([17, 21, 24, 32])[:n_buses],
         load_kva=load,
         base_voltage_pu=base,
@@ -493,7 +493,7 @@ def test_pandapower_finds_the_voltages_of_a_slot_of_the_plan() -> None:
     net = pp.create_empty_network(sn_mva=1.0)
     buses = [pp.create_bus(net, feeder.line_to_line_kv) for _ in feeder.parent]
     # a stiff source: as good as the fixed head voltage of ours
-    pp.create_ext_grid(net, 0, vm_pu=network.source_pu, s_sc_max_mva=1e9, rx_max=0.1, r0x0_max=0.1, x0x_max=1.0)
+    pp.create_ext_grid(net, 0, vm_pu=network.source_pu[slot], s_sc_max_mva=1e9, rx_max=0.1, r0x0_max=0.1, x0x_max=1.0)
     for bus in range(1, len(buses)):
         z = feeder.impedance_ohm[bus]
         z1, z0 = z[0, 0] - z[0, 1], z[0, 0] + 2 * z[0, 1]  # of a transposed branch

@@ -174,7 +174,7 @@ def small_network(n_slots: int, vmin: float) -> NetworkProblem:
     base = np.abs(power_flow(feeder, load, source_pu=1.0).voltage_pu)
     return NetworkProblem(
         feeder=feeder,
-        source_pu=1.0,
+        source_pu=np.ones(n_slots),
         charging_bus=np.array([17]),
         load_kva=load,
         base_voltage_pu=base,

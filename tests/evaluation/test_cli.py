@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
+from envs_fixtures import tiny_content
 from typer.testing import CliRunner, Result
 
 import evcs_gym.baselines
@@ -158,6 +160,7 @@ ROW = {"name": "evcs-gym", "case": "c", "buses": 33, "batch": 8, "seconds_per_it
     ],
 )
 def test_speed_prints_rows(fake: Callable[..., None], target: str, module: str, function: str) -> None:
+    importlib.import_module("evcs_gym.evaluation.speed_traffic")  # imports from the real one
     fake(f"evcs_gym.evaluation.{module}", **{function: lambda: [SimpleNamespace(as_dict=lambda: dict(ROW))]})
     assert json.loads(run("speed", target, "--json").stdout) == {"rows": [ROW]}
     assert "evcs-gym" in run("speed", target).stdout
@@ -173,6 +176,15 @@ def test_a_scenario_is_shown_with_its_defaults() -> None:
     content = json.loads(run("scenario", SCENARIO, "--json").stdout)
     assert content["name"] == SCENARIO
     assert f"name: {SCENARIO}" in run("scenario", SCENARIO).stdout
+
+
+def test_check_shows_what_the_base_load_leaves_of_the_limits(tmp_path: Path) -> None:
+    path = tmp_path / "city.yaml"
+    path.write_text(yaml.safe_dump(tiny_content()), encoding="utf-8")
+    content = json.loads(run("scenario", str(path), "--check", "--json").stdout)
+    assert content["n_days"] == 365
+    assert content["room_pu"] > 0.0
+    assert content["bus"] in {str(bus) for bus in range(1, 34)}
 
 
 def test_a_scenario_that_does_not_exist_is_an_error_with_the_nearest() -> None:

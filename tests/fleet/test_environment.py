@@ -21,6 +21,7 @@ from gymnasium.vector import AutoresetMode
 from stable_baselines3.common.env_checker import check_env as check_env_sb3
 
 import evcs_gym.envs
+import evcs_gym.envs.grid.devices
 from evcs_gym.envs import ConfigError, DataError, Day, Scenario
 from evcs_gym.envs.fleet import kernels, pool
 from evcs_gym.envs.fleet.env import NormalChargingEnv
@@ -221,7 +222,7 @@ def test_step_needs_a_day_that_is_not_over(env: NormalChargingEnv) -> None:
 def test_reset_options_are_checked_and_a_refused_day_leaves_the_old_one(env: NormalChargingEnv) -> None:
     env.reset(seed=0)
     date = env.day.date
-    with pytest.raises(ConfigError, match=r"reset options must be among \['day'\], got \['date'\]"):
+    with pytest.raises(ConfigError, match=r"reset options must be among \['day', 'devices'\], got \['date'\]"):
         env.reset(options={"date": "2016-05-01"})
     with pytest.raises(ConfigError, match=r"options\['day'\] must be a Day \(scenario\.day\(seed\)\), got int"):
         env.reset(options={"day": 3})
@@ -459,7 +460,7 @@ def test_reset_reads_no_file_and_solves_no_power_flow(env: NormalChargingEnv, mo
     def forbidden(*_: Any, **__: Any) -> None:
         raise AssertionError("reset must take its day from memory")
 
-    for place, name in ((builtins, "open"), (np, "load"), (os, "open"), (evcs_gym.envs.day, "power_flow")):
+    for place, name in ((builtins, "open"), (np, "load"), (os, "open"), (evcs_gym.envs.grid.devices, "power_flow")):
         monkeypatch.setattr(place, name, forbidden)
     monkeypatch.setattr("evcs_gym.envs.fleet.normal.power_flow", forbidden)
     monkeypatch.setattr(Scenario, "day", forbidden)
