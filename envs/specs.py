@@ -4,12 +4,20 @@ import difflib
 import importlib.resources
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from evcs_gym.envs.errors import ConfigError
+
+Frac = Annotated[float, Field(ge=0.0, le=1.0)]
+PositiveKw = Annotated[float, Field(gt=0.0, le=1e5)]
+NonNegativeKw = Annotated[float, Field(ge=0.0, le=1e5)]
+PricePerKwh = Annotated[float, Field(ge=0.0, le=10.0)]
+
+BusName = Annotated[str, BeforeValidator(lambda value: str(value) if isinstance(value, int) else value)]
+"""Name of a feeder bus; YAML reads 7 as a number."""
 
 
 class Spec(BaseModel):

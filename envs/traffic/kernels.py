@@ -542,6 +542,16 @@ def lacks_paths(demand: FloatArray, pair_start: IntArray) -> bool:
 
 
 @njit(cache=True, nogil=True)
+def time_rows(
+    first: int, stop: int, graph: GraphArrays, fixed_h: FloatArray, flow: FloatArray, time_h: FloatArray
+) -> None:
+    """Costs of the resources (B, R) at flows (B, R), with fixed costs (R,), for rows first .. stop - 1."""
+    slope = np.empty(flow.shape[1])
+    for b in range(first, stop):
+        resource_times(graph, flow[b], fixed_h, time_h[b], slope)
+
+
+@njit(cache=True, nogil=True)
 def balance_rows(
     first: int,
     stop: int,
