@@ -24,7 +24,7 @@ class LinkSpec(Spec):
 
     tail: Node
     head: Node
-    free_flow_min: Annotated[float, Field(ge=0.0, le=1e3)]
+    free_flow_min: Annotated[float, Field(ge=0.0, le=500.0)]
     capacity_veh_per_h: Annotated[float, Field(gt=0.0, le=1e6)]
     bpr_b: Annotated[float, Field(ge=0.0, le=100.0)] = DEFAULT_B
     bpr_power: Annotated[float, Field(ge=0.0, le=20.0)] = DEFAULT_POWER
@@ -48,8 +48,8 @@ class RoadsSpec(Spec):
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
-    links: Annotated[tuple[LinkSpec, ...], Field(min_length=1)] = ()
-    pairs: Annotated[tuple[PairSpec, ...], Field(min_length=1)] = ()
+    links: tuple[LinkSpec, ...] = ()
+    pairs: tuple[PairSpec, ...] = ()
     demand_frac: Annotated[float, Field(ge=0.0, le=100.0)] = 1.0
     charging_share_frac: Frac = 0.02
     profile_frac: Literal["city12"] | tuple[Annotated[float, Field(ge=0.0, le=100.0)], ...] = "city12"
@@ -80,7 +80,7 @@ class TrafficSpec(Spec):
     forecasts of the charging power, as ``forecast.noise_*_frac`` of the others.
     """
 
-    value_of_time_eur_per_h: Annotated[float, Field(gt=0.0, le=1e3)] = 15.0
+    value_of_time_eur_per_h: Annotated[float, Field(gt=0.0, le=500.0)] = 15.0
     queue: Literal["davidson", "erlang_c"] = "davidson"
     davidson_j: Annotated[float, Field(gt=0.0, le=10.0)] = 0.1
     energy_per_charge_kwh: Annotated[float, Field(gt=0.0, le=200.0)] = 20.0

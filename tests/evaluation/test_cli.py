@@ -49,7 +49,9 @@ class Solved:
 
     def __init__(self, cost_eur: float) -> None:
         self.cost_eur = cost_eur
-        self.plan = SimpleNamespace(power_kw=np.full((48, 2), cost_eur))
+
+    def plan_arrays(self) -> dict[str, Any]:
+        return {"power_kw": np.full((48, 2), self.cost_eur)}
 
     def as_dict(self) -> dict[str, Any]:
         numbers = {"cost_eur": self.cost_eur, "lower_bound_eur": 1.0, "relative_gap": 0.0, "seconds": 0.1}
