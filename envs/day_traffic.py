@@ -21,7 +21,7 @@ from evcs_gym.envs.types import FloatArray, TrafficDay, frozen
 if TYPE_CHECKING:
     from evcs_gym.envs.scenario import Scenario
 
-RELATIVE_GAP: Final = 1e-8
+RELATIVE_GAP: Final = 1e-7
 """Gap (T4) to which the slots of days are solved."""
 _REFERENCE_STREAM: Final = 7
 _REFERENCE_ROWS: Final = 64

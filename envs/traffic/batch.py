@@ -26,7 +26,7 @@ from evcs_gym.envs.types import BoolArray, FloatArray, IntArray
 
 PARALLEL_FROM: Final = 32
 """Rows from which a batch is spread over threads."""
-_MAX_PASSES: Final = 30
+_MAX_PASSES: Final = 300
 """Judgements of a row by shortest paths before it is given up."""
 _MAX_ROUNDS: Final = 60
 """Times that paths are added."""
