@@ -208,6 +208,19 @@ def test_solve_passes_the_day_of_the_seed_and_split(solved: list[dict[str, Any]]
     assert np.array_equal(solved[0]["day"].base_kw, asked.base_kw)
 
 
+def test_traffic_is_solved_slot_by_slot_in_a_city_with_roads(solved: list[dict[str, Any]]) -> None:
+    assert run("solve", "traffic", "--slot", "11", "--json").exit_code == 0
+    assert (solved[0]["problem"], solved[0]["slot"], solved[0]["scenario"]) == ("traffic", 11, "ieee33_twelve")
+    assert solved[0]["day"].traffic is not None
+    assert run("solve", "traffic", "--slot", "48").exit_code == 2
+
+
+def test_traffic_in_a_city_without_roads_is_one_line() -> None:
+    result = run("solve", "traffic", "--slot", "3", "--scenario", SCENARIO)
+    assert result.exit_code == 2
+    assert f"error: {SCENARIO}: stations is no section of this scenario; add roads and stations" in result.stderr
+
+
 def test_solve_of_several_days_is_a_list(solved: list[dict[str, Any]]) -> None:
     content = json.loads(run("solve", "normal_charging", "--days", "2", "--json").stdout)
     assert [(one["day"], one["cost_eur"]) for one in content["solutions"]] == [(0, 1.0), (1, 2.0)]
