@@ -4,7 +4,7 @@ A scenario is data (YAML, no code): `load_scenario` takes the name of a shipped 
 with the nearest known one; every value has a physical range.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -195,6 +195,20 @@ class Scenario(Spec):
         if not self.has_stations:
             absent |= {"roads", "roads_spec", "traffic", "traffic_spec", "stations", "station_specs"}
         return {key: value for key, value in handler(self).items() if key not in absent}
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """A copy with other sections, by the names they have in YAML or here; what is derived of them is made anew.
+
+        Raises ConfigError for a section that does not exist: it would change nothing.
+        """
+        fields = type(self).model_fields
+        names = {field.alias or name: name for name, field in fields.items()} | {name: name for name in fields}
+        for key in set(update or {}) - set(names):
+            raise ConfigError(f"{self.name}: {key} is no section of a scenario{nearest(key, sorted(names))}")
+        copied = super().model_copy(update={names[key]: value for key, value in (update or {}).items()}, deep=deep)
+        for derived in set(copied.__dict__) - set(fields) if update else ():
+            del copied.__dict__[derived]
+        return copied
 
     @property
     def has_home_charging(self) -> bool:

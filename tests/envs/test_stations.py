@@ -174,6 +174,20 @@ def test_what_is_shown_of_a_scenario_reads_back_and_leaves_missing_worlds_out() 
     assert {"roads", "normal_charging"} <= set(road_scenario(home=True).model_dump(by_alias=True))
 
 
+def test_a_copy_with_another_section_is_another_city() -> None:
+    scenario = road_scenario(home=True)
+    assert scenario.roads.name == "city12"  # derived, and kept
+    spec = scenario.normal_charging.model_copy(update={"mode": "modulated"})
+    assert scenario.model_copy(update={"normal_charging": spec}).normal_charging.mode == "modulated"
+    roads = scenario.road_demand.model_copy(update={"demand_frac": 0.1})
+    for key in ("roads", "roads_spec"):
+        copied = scenario.model_copy(update={key: roads})
+        assert copied.roads.demand_veh_per_h == pytest.approx(0.2 * scenario.roads.demand_veh_per_h)
+    assert scenario.model_copy().roads is scenario.roads
+    with pytest.raises(ConfigError, match="tiny: road is no section of a scenario; did you mean 'roads'"):
+        scenario.model_copy(update={"road": roads})
+
+
 # ----------------------------------------------------------------------------------------------------------------- days
 
 
