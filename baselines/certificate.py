@@ -71,6 +71,10 @@ class Solution:
     plan: NormalPlan
     certificate: Certificate
 
+    def plan_arrays(self) -> dict[str, FloatArray]:
+        """The plan by name, as it is stored."""
+        return {"power_kw": self.plan.power_kw}
+
     def as_dict(self, plan: bool = False) -> dict[str, Any]:
         """The solution as plain numbers, lists and strings; ``plan`` adds the plan."""
         out: dict[str, Any] = {
@@ -79,7 +83,7 @@ class Solution:
         }
         out["certificate"] = asdict(self.certificate)
         if plan:
-            out["plan"] = {"power_kw": self.plan.power_kw.tolist()}
+            out["plan"] = {name: values.tolist() for name, values in self.plan_arrays().items()}
         return out
 
 

@@ -1,18 +1,41 @@
 """The best possible day: one call for every problem."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, overload
 
 from evcs_gym.baselines.certificate import Certificate, Solution, SolutionStatus
 from evcs_gym.envs.errors import ConfigError
 
 if TYPE_CHECKING:
+    from evcs_gym.baselines.traffic import TrafficSolution
     from evcs_gym.envs.day import Day
     from evcs_gym.envs.scenario import Scenario
 
 __all__ = ["PROBLEMS", "Certificate", "Solution", "SolutionStatus", "optimum"]
 
-PROBLEMS = ("normal_charging",)
+PROBLEMS = ("normal_charging", "traffic")
 """Problems that `optimum` solves."""
+
+
+@overload
+def optimum(
+    scenario: "Scenario",
+    day: "Day",
+    problem: Literal["normal_charging"] = ...,
+    relative_gap: float = ...,
+    time_limit_s: float = ...,
+    slot: None = ...,
+) -> Solution: ...
+
+
+@overload
+def optimum(
+    scenario: "Scenario",
+    day: "Day",
+    problem: str,
+    relative_gap: float = ...,
+    time_limit_s: float = ...,
+    slot: int | None = ...,
+) -> "Solution | TrafficSolution": ...
 
 
 def optimum(
@@ -21,21 +44,25 @@ def optimum(
     problem: str = "normal_charging",
     relative_gap: float = 1e-3,
     time_limit_s: float = 60.0,
-) -> Solution:
-    """Solve a day and prove how good the plan is.
+    slot: int | None = None,
+) -> "Solution | TrafficSolution":
+    """Solve a day, or one slot of its traffic, and prove how good the plan is.
 
     Args:
+        problem: one of `PROBLEMS`. "traffic" minimises (T3) of one slot: the user equilibrium by another road.
         relative_gap: gap of the solved programme at which the search may stop, in [0, 1).
         time_limit_s: wall time [s]; when it is over the best plan so far comes back with the gap proven so far and
-            status ``time_limit``.
+            status ``time_limit``. Traffic takes this time per solve and ends with an error.
+        slot: of the day, for traffic.
 
     Returns:
-        A `Solution`: cost of the plan in the environment, a bound that no policy can beat, and the certificate.
+        A `Solution`: cost of the plan in the environment, a bound that no policy can beat, and the certificate; for
+        traffic a `TrafficSolution`: flows, their (T3), a bound that no flows can beat.
 
     Raises:
-        ConfigError: an unknown problem, a gap or a time limit out of range.
-        InfeasibleError: the day's data contradict each other; names the session.
-        ConvergenceError: the power flow of the best plan collapses.
+        ConfigError: an unknown problem, a gap, a time limit or a slot out of range, a scenario without that world.
+        InfeasibleError: the day's data contradict each other; names the session, or the stations.
+        ConvergenceError: the power flow of the best plan collapses; the gap of traffic is not proven.
         SolverError: no solver, or one that failed.
     """
     if problem not in PROBLEMS:
@@ -44,7 +71,13 @@ def optimum(
         raise ConfigError(f"relative_gap must be in [0, 1), got {relative_gap}")
     if not 0.0 < time_limit_s < float("inf"):
         raise ConfigError(f"time_limit_s must be a positive number of seconds, got {time_limit_s}")
+    if (slot is not None) != (problem == "traffic"):
+        raise ConfigError(f"slot must be given for traffic and for nothing else, got {slot} for {problem}")
     # imported here: Pyomo takes half a second that a user of the rules alone need not wait
+    if slot is not None:
+        from evcs_gym.baselines.traffic import solve_traffic
+
+        return solve_traffic(scenario, day, slot, relative_gap, time_limit_s)
     from evcs_gym.baselines.normal_charging import solve_normal_charging
 
     return solve_normal_charging(scenario, day, relative_gap, time_limit_s)

@@ -1,24 +1,47 @@
 """The traffic equilibrium by convex programming: slower than `evcs_gym.envs.traffic` and independent of it."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from evcs_gym.baselines.certificate import relative_gap
+from evcs_gym.baselines.certificate import SolutionStatus, relative_gap
 from evcs_gym.baselines.forms.traffic import TrafficForm, add_tangent, traffic_form
 from evcs_gym.baselines.problems.traffic import TrafficProblem, check, cost_eur, lower_bound_eur
 from evcs_gym.baselines.solvers import ConicRows, compile_model, solve_conic
-from evcs_gym.envs.errors import ConvergenceError
+from evcs_gym.envs.errors import ConfigError, ConvergenceError
 from evcs_gym.envs.traffic import TrafficModel
 from evcs_gym.envs.traffic.charging import check_capacity, joined_demand, station_integral
 from evcs_gym.envs.traffic.kernels import ERLANG, LARGEST_UTILISATION, erlang_sojourn
 from evcs_gym.envs.types import FloatArray
+from evcs_gym.envs.units import N_SLOTS
+
+if TYPE_CHECKING:
+    from evcs_gym.envs.day import Day
+    from evcs_gym.envs.scenario import Scenario
 
 _FIRST_TANGENTS = 12
 """Tangents of each Erlang-C station to begin with, closer together towards its capacity."""
 _MAX_ROUNDS = 30
+_STEPS = 0.5 ** np.arange(8)
+"""Shares of the way from the plan to an answer that are tried."""
+
+
+@dataclass(frozen=True)
+class TrafficCertificate:
+    """Evidence for a plan of traffic, and what the environment's own equilibrium is beside it.
+
+    slot: of the day. equilibrium_cost_eur, equilibrium_relative_gap: (T3) of the flows that the day carries, and the
+    gap (T4) that they reached; None where no day was given. n_rounds: solves; more than one only for Erlang-C stations.
+    """
+
+    slot: int | None
+    equilibrium_cost_eur: float | None
+    equilibrium_relative_gap: float | None
+    n_rounds: int
+    solver: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,17 +49,48 @@ class TrafficSolution:
     """The best plan found for a slot and its certificate.
 
     flow_veh_per_h: (R,) of roads, stations, the outside option. cost_eur: (T3) of it by the problem's own numpy.
-    lower_bound_eur: f + SPTT - TSTT at the plan; no plan costs less. relative_gap: between both.
-    n_rounds: solves; more than one only where tangents were added.
+    lower_bound_eur: f + SPTT - TSTT at a flow; no plan costs less. relative_gap: between both.
     """
 
     flow_veh_per_h: FloatArray
     cost_eur: float
     lower_bound_eur: float
     relative_gap: float
-    n_rounds: int
     seconds: float
-    solver: str
+    certificate: TrafficCertificate
+    problem: str = "traffic"
+    status: str = SolutionStatus.OPTIMAL
+
+    def plan_arrays(self) -> dict[str, FloatArray]:
+        """The plan by name, as it is stored."""
+        return {"flow_veh_per_h": self.flow_veh_per_h}
+
+    def as_dict(self, plan: bool = False) -> dict[str, Any]:
+        """The solution as plain numbers, lists and strings; ``plan`` adds the plan."""
+        names = ("problem", "cost_eur", "lower_bound_eur", "relative_gap", "status", "seconds")
+        out: dict[str, Any] = {name: getattr(self, name) for name in names}
+        out["certificate"] = asdict(self.certificate)
+        if plan:
+            out["plan"] = {name: values.tolist() for name, values in self.plan_arrays().items()}
+        return out
+
+
+def solve_traffic(
+    scenario: "Scenario", day: "Day", slot: int, gap: float = 1e-6, time_limit_s: float = 60.0
+) -> TrafficSolution:
+    """The traffic of one slot of a day as a convex programme: the demand that travels then, at retail prices.
+
+    Raises ConfigError for a scenario or a day without stations or a slot out of range, else as `traffic_optimum`.
+    """
+    model, assets, traffic, stations = scenario.traffic_model, scenario.stations, day.traffic, day.stations
+    if traffic is None or stations is None:
+        raise ConfigError(f"traffic: the day must be one of scenario {scenario.name!r}, got one without stations")
+    if not 0 <= slot < N_SLOTS:
+        raise ConfigError(f"traffic: slot must be in 0..{N_SLOTS - 1}, got {slot}")
+    through, charging = traffic.assigned_veh_per_h[slot]
+    flow = np.concatenate([traffic.link_flow_veh_per_h[slot], stations.arrivals_veh_per_h[slot]])
+    problem = TrafficProblem(model, np.concatenate([through, charging]), model.fixed_h(assets.retail_eur_per_kwh))
+    return _optimum(problem, gap, time_limit_s, (slot, cost_eur(problem, flow), float(traffic.relative_gap[slot])))
 
 
 def traffic_optimum(
@@ -53,30 +107,43 @@ def traffic_optimum(
     fails, ConvergenceError if the gap is not proven.
     """
     demand = joined_demand(model, np.asarray(through_veh_per_h), np.asarray(charging_veh_per_h))
-    check_capacity(model, demand[model.network.n_pairs :])
-    problem = TrafficProblem(model, demand, model.fixed_h(price_eur_per_kwh))
+    return _optimum(TrafficProblem(model, demand, model.fixed_h(price_eur_per_kwh)), gap, time_limit_s)
+
+
+def _optimum(
+    problem: TrafficProblem,
+    gap: float,
+    time_limit_s: float,
+    day: tuple[int | None, float | None, float | None] = (None, None, None),
+) -> TrafficSolution:
+    check_capacity(problem.model, problem.demand_veh_per_h[problem.model.network.n_pairs :])
     began = time.perf_counter()
     form = traffic_form(problem)
     _first_tangents(problem, form)
-    plan, cost, bound = np.zeros(len(problem.fixed_h)), np.inf, -np.inf
-    for n_rounds in range(1, _MAX_ROUNDS + 1):
-        answer, solver = _solve(form, time_limit_s)
-        # tangents make answers jump around the optimum: the point between them is nearer, and as feasible
-        for flow in (answer,) if n_rounds == 1 else (answer, 0.5 * (answer + plan)):
-            bound = max(bound, lower_bound_eur(problem, flow))
-            if cost_eur(problem, flow) < cost:
-                plan, cost = flow, cost_eur(problem, flow)
-            more = _tangents_at(problem, form, flow)
-        found = relative_gap(cost, bound)
-        if found <= gap:
-            check(problem, plan)
-            return TrafficSolution(plan, cost, bound, found, n_rounds, time.perf_counter() - began, solver)
-        if not more:
+    plan, solver = _solve(form, time_limit_s)
+    cost, bound, n_rounds = cost_eur(problem, plan), lower_bound_eur(problem, plan), 1
+    while relative_gap(cost, bound) > gap and n_rounds < _MAX_ROUNDS and _has_queues(problem):
+        n_rounds += 1
+        answer, solver = _solve(traffic_form(problem, plan), time_limit_s)
+        tries = [plan + step * (answer - plan) for step in _STEPS]
+        costs = [cost_eur(problem, flow) for flow in tries]
+        bound = max(bound, lower_bound_eur(problem, answer), lower_bound_eur(problem, tries[int(np.argmin(costs))]))
+        if min(costs) >= cost:
             break
-    raise ConvergenceError(
-        f"{model.network.name}: a relative gap of {gap:.3g} was asked for, {found:.3g} proven after {n_rounds} solves; "
-        "raise gap"
-    )
+        plan, cost = tries[int(np.argmin(costs))], min(costs)
+    found = relative_gap(cost, bound)
+    if found > gap:
+        raise ConvergenceError(
+            f"{problem.model.network.name}: a relative gap of {gap:.3g} was asked for, {found:.3g} proven after "
+            f"{n_rounds} solves; raise gap"
+        )
+    check(problem, plan)
+    evidence = TrafficCertificate(*day, n_rounds, solver)
+    return TrafficSolution(plan, cost, bound, found, time.perf_counter() - began, evidence)
+
+
+def _has_queues(problem: TrafficProblem) -> bool:
+    return bool((problem.model.graph.arrays.kind == ERLANG).any())
 
 
 def _solve(form: TrafficForm, time_limit_s: float) -> tuple[FloatArray, str]:
@@ -102,15 +169,6 @@ def _first_tangents(problem: TrafficProblem, form: TrafficForm) -> None:
     for r in np.flatnonzero(arrays.kind == ERLANG).tolist():
         for share in 1.0 - (1.0 - LARGEST_UTILISATION) ** np.linspace(0.0, 1.0, _FIRST_TANGENTS):
             _tangent(problem, form, r, float(share) * arrays.capacity[r])
-
-
-def _tangents_at(problem: TrafficProblem, form: TrafficForm, flow: FloatArray) -> bool:
-    """A tangent more for every Erlang-C station; False where there is none, so that another solve is in vain."""
-    arrays = problem.model.graph.arrays
-    stations = np.flatnonzero(arrays.kind == ERLANG).tolist()
-    for r in stations:
-        _tangent(problem, form, r, min(float(flow[r]), LARGEST_UTILISATION * arrays.capacity[r]))
-    return bool(stations)
 
 
 def _tangent(problem: TrafficProblem, form: TrafficForm, resource: int, flow: float) -> None:

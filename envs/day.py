@@ -6,19 +6,29 @@ solve the same day.
 
 import dataclasses
 import datetime
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from evcs_gym.envs.data import profile_window
+from evcs_gym.envs.day_traffic import TrafficSample, sample_traffic
 from evcs_gym.envs.errors import ConfigError, DataError
 from evcs_gym.envs.fleet.vehicles import simulate_sessions
 from evcs_gym.envs.grid import Feeder
 from evcs_gym.envs.grid.devices import DeviceSchedule, checked_schedule
 from evcs_gym.envs.grid.operator import Limits
 from evcs_gym.envs.network import NetworkState, controlled, limits_of, refuse_broken, under_schedule
-from evcs_gym.envs.types import ComplexArray, FloatArray, IntArray, Sessions, frozen
+from evcs_gym.envs.types import (
+    ComplexArray,
+    FloatArray,
+    IntArray,
+    Sessions,
+    StationDay,
+    TrafficDay,
+    frozen,
+)
 from evcs_gym.envs.units import N_SLOTS
 
 if TYPE_CHECKING:
@@ -35,6 +45,7 @@ TEST_OFFSETS = (3, 9, 16)
 VALIDATION_OFFSETS = (6, 13)
 
 FLEET_STREAM, CALENDAR_STREAM, SESSION_STREAM, FORECAST_STREAM = 1, 2, 3, 4
+TRAFFIC_STREAM, STATION_FORECAST_STREAM = 5, 6
 """Streams of random numbers of a scenario: adding draws to one leaves the others as they are."""
 
 
@@ -43,14 +54,16 @@ class Forecast:
     """What slot t knows of slot s > t: truth(s) + growth_frac[s - t] * error(s) (model.md section 0).
 
     growth_frac: (T,), 0 at lead 0, never above 1. Errors have the shape of the series: import_eur_per_kwh (T,),
-    base_kw and dg_kw (T, C). Errors are bounded so that every forecast is physical: loads and DG not negative,
-    prices such that export + network fee < import.
+    base_kw and dg_kw (T, C), station_pv_kw and station_ev_kw (T, S), S = 0 without stations. Errors are bounded so that
+    every forecast is physical: loads and DG not negative, prices such that export + network fee < import.
     """
 
     growth_frac: FloatArray
     import_eur_per_kwh: FloatArray
     base_kw: FloatArray
     dg_kw: FloatArray
+    station_pv_kw: FloatArray
+    station_ev_kw: FloatArray
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,10 +78,11 @@ class Day:
     base_voltage_pu: magnitude of the power flow of ``load_kva`` alone, (T, N, P).
     vmin_pu, vmax_pu: effective limits of voltage, (T, N, P). current_limit_a (T, N), head_limit_kva (T,),
     unbalance_limit_frac (T, N): those of branch currents, of apparent power at the head, of voltage unbalance.
-    sessions: charging requests.
+    sessions: charging requests at home.
     forecast: see `Forecast`. feeder: the network.
     tap_position (T,), capacitor_step (T, K): the device schedule. source_pu (T,), capacitor_kvar (T, N, P): what it
     makes of the head voltage, and of the nominal kvar of the capacitors in service.
+    stations: what the day brings to charging stations, traffic: the equilibria behind it; None without stations.
     """
 
     scenario: str
@@ -94,6 +108,8 @@ class Day:
     current_limit_a: FloatArray
     head_limit_kva: FloatArray
     unbalance_limit_frac: FloatArray
+    stations: StationDay | None = None
+    traffic: TrafficDay | None = None
 
     @property
     def limits(self) -> Limits:
@@ -142,27 +158,61 @@ def base_of(scenario: "Scenario", seed: int, split: str) -> tuple[str, NetworkSt
     """Date of a day, and its base load in the network: a day without its cars, which take longest."""
     window = calendar_window(scenario.seed, seed, split)
     date = str(date_of(scenario, window))
-    return date, controlled(scenario, net_load_kva(scenario, _series(scenario, window)), date)
+    return date, controlled(scenario, net_load_kva(scenario, _series(scenario, window, None)), date)
 
 
-def sample_day(scenario: "Scenario", seed: int, split: str = "train") -> Day:
-    """The day of a seed; see `Scenario.day`."""
-    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
-        raise ConfigError(f"the seed of a day must be an integer >= 0, got {seed!r}")
-    window = calendar_window(scenario.seed, int(seed), split)
-    key = [scenario.seed, SPLITS.index(split), int(seed)]
+def sample_days(scenario: "Scenario", seeds: Sequence[int], split: str = "train") -> list[Day]:
+    """The days of seeds, each the same whatever the others are; see `Scenario.day`."""
+    for seed in seeds:
+        if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
+            raise ConfigError(f"the seed of a day must be an integer >= 0, got {seed!r}")
+    split_windows(split)  # refuses an unknown split
+    keys = [[scenario.seed, SPLITS.index(split), int(seed)] for seed in seeds]
+    traffic: Sequence[TrafficSample | None] = [None] * len(keys)
+    if scenario.has_stations:
+        traffic = sample_traffic(scenario, [[*key, TRAFFIC_STREAM] for key in keys])
+    return [_sample_day(scenario, key, split, sample) for key, sample in zip(keys, traffic, strict=True)]
+
+
+def _sample_day(scenario: "Scenario", key: list[int], split: str, traffic: TrafficSample | None) -> Day:
+    window = calendar_window(scenario.seed, key[-1], split)
     date = date_of(scenario, window)
-    series = _series(scenario, window)
-    sessions = simulate_sessions(
+    series = _series(scenario, window, None if traffic is None else traffic.ev_kw)
+    forecast = _forecast(scenario, series, window, key, None if traffic is None else traffic.yesterday_ev_kw)
+    stations = None
+    if traffic is not None:
+        stations = StationDay(
+            pv_kw=frozen(series.station_pv_kw),
+            ev_kw=traffic.ev_kw,
+            arrivals_veh_per_h=traffic.arrivals_veh_per_h,
+            wait_h=traffic.wait_h,
+        )
+    return build_day(
+        scenario,
+        series,
+        _sessions(scenario, date, key),
+        forecast,
+        split=split,
+        seed=key[-1],
+        date=str(date),
+        stations=stations,
+        traffic=None if traffic is None else traffic.report,
+    )
+
+
+def _sessions(scenario: "Scenario", date: datetime.date, key: list[int]) -> Sessions:
+    if not scenario.has_home_charging:
+        none, nothing = np.zeros(0, dtype=np.int64), np.zeros(0)
+        columns = {name: none if name in INTEGER_COLUMNS else nothing for name in Sessions.__dataclass_fields__}
+        return Sessions(**{name: frozen(column.copy()) for name, column in columns.items()})
+    return simulate_sessions(
         scenario.fleet,
         scenario.travel,
         first_date=date,
         n_burn_in=scenario.fleet_spec.n_burn_in_days,
         request_below_soc_frac=scenario.fleet_spec.request_below_soc_frac,
         rng=np.random.default_rng([*key, SESSION_STREAM]),
-    )
-    forecast = _forecast(scenario, series, window, np.random.default_rng([*key, FORECAST_STREAM]))
-    return build_day(scenario, series, sessions.sessions, forecast, split=split, seed=int(seed), date=str(date))
+    ).sessions
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,9 +224,11 @@ class _Series:
     feeder_load_kva: ComplexArray  # (T, N, P) without DG
     base_kw: FloatArray  # (T, C)
     dg_kw: FloatArray  # (T, C)
+    station_pv_kw: FloatArray  # (T, S)
+    station_ev_kw: FloatArray  # (T, S)
 
 
-def _series(scenario: "Scenario", window: int) -> _Series:
+def _series(scenario: "Scenario", window: int, station_ev_kw: FloatArray | None) -> _Series:
     profiles, spec = scenario.profiles, scenario.profiles_spec
     rows = profile_window(window)
     names = [
@@ -200,6 +252,8 @@ def _series(scenario: "Scenario", window: int) -> _Series:
         feeder_load_kva=load,
         base_kw=load.real.sum(axis=2)[:, scenario.charging_bus],
         dg_kw=pv[:, None] * pv_kw[None] + wind[:, None] * wind_kw[None],
+        station_pv_kw=pv[:, None] * (scenario.stations.pv_kw if scenario.has_stations else np.zeros(0))[None],
+        station_ev_kw=np.zeros((N_SLOTS, 0)) if station_ev_kw is None else station_ev_kw,
     )
 
 
@@ -214,27 +268,37 @@ def _ar1(shape: tuple[int, ...], correlation_frac: float, rng: np.random.Generat
     return out
 
 
-def _forecast(scenario: "Scenario", truth: _Series, window: int, rng: np.random.Generator) -> Forecast:
+def _forecast(
+    scenario: "Scenario", truth: _Series, window: int, key: list[int], yesterday_ev_kw: FloatArray | None
+) -> Forecast:
     spec = scenario.forecast
     lead = np.arange(N_SLOTS)
     growth = np.zeros(N_SLOTS)
     price, base, dg = truth.import_eur_per_kwh, truth.base_kw, truth.dg_kw
+    pv, ev = truth.station_pv_kw, truth.station_ev_kw
     if spec.kind == "persistence":
         # the day before the first window is the first window itself: there is no earlier day in the data
-        yesterday = _series(scenario, max(window - 1, 0))
+        yesterday = _series(scenario, max(window - 1, 0), yesterday_ev_kw)
         growth = (lead > 0).astype(np.float64)
         price, base, dg = yesterday.import_eur_per_kwh, yesterday.base_kw, yesterday.dg_kw
+        pv, ev = yesterday.station_pv_kw, yesterday.station_ev_kw
     elif spec.kind == "noisy":
         growth = np.sqrt(1.0 - spec.noise_correlation_frac ** (2 * lead))
+        rng = np.random.default_rng([*key, FORECAST_STREAM])
         price = price + _noise(price, spec, spec.noise_price_frac, rng)
         base = base + _noise(base, spec, spec.noise_load_frac, rng)
         dg = dg + _noise(dg, spec, spec.noise_dg_frac, rng)
+        rng = np.random.default_rng([*key, STATION_FORECAST_STREAM])
+        pv = pv + _noise(pv, spec, spec.noise_dg_frac, rng)
+        ev = ev + _noise(ev, spec, scenario.traffic_spec.noise_ev_frac, rng)
     floor = scenario.tariff.network_fee_eur_per_kwh + PRICE_MARGIN_EUR_PER_KWH
     return Forecast(
         growth_frac=frozen(growth),
         import_eur_per_kwh=frozen(np.maximum(price, floor) - truth.import_eur_per_kwh),
         base_kw=frozen(np.maximum(base, 0.0) - truth.base_kw),
         dg_kw=frozen(np.maximum(dg, 0.0) - truth.dg_kw),
+        station_pv_kw=frozen(np.maximum(pv, 0.0) - truth.station_pv_kw),
+        station_ev_kw=frozen(np.maximum(ev, 0.0) - truth.station_ev_kw),
     )
 
 
@@ -263,6 +327,8 @@ def build_day(
     split: str,
     seed: int,
     date: str,
+    stations: StationDay | None = None,
+    traffic: TrafficDay | None = None,
 ) -> Day:
     """The complete day of given series and sessions: adds the base power flow and the effective limits."""
     load = net_load_kva(scenario, series)
@@ -293,6 +359,8 @@ def build_day(
         current_limit_a=limits.current_a,
         head_limit_kva=limits.head_kva,
         unbalance_limit_frac=limits.unbalance_frac,
+        stations=stations,
+        traffic=traffic,
     )
 
 

@@ -4,15 +4,16 @@ A scenario is data (YAML, no code): `load_scenario` takes the name of a shipped 
 with the nearest known one; every value has a physical range.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from evcs_gym.envs import day as day_module
+from evcs_gym.envs import day_traffic
 from evcs_gym.envs.data import Profiles, load_profiles, load_travel_tables, load_vehicle_models
 from evcs_gym.envs.errors import ConfigError
 from evcs_gym.envs.fleet.needs import ChargingMode
@@ -21,6 +22,7 @@ from evcs_gym.envs.grid import Feeder
 from evcs_gym.envs.grid.devices import Devices
 from evcs_gym.envs.network import FeederSpec, check_device_specs, devices_of, feeder_of
 from evcs_gym.envs.network_check import NetworkCheck, check_base_load
+from evcs_gym.envs.road_specs import RoadsSpec, TrafficSpec, road_network, road_profile
 from evcs_gym.envs.specs import (
     BusName,
     Frac,
@@ -33,7 +35,10 @@ from evcs_gym.envs.specs import (
     shipped,
     validated,
 )
-from evcs_gym.envs.types import FloatArray, IntArray, frozen
+from evcs_gym.envs.station_specs import StationSpec, charging_stations, check_stations, station_assets
+from evcs_gym.envs.traffic import RoadNetwork, TrafficModel, traffic_model
+from evcs_gym.envs.traffic.equilibrium import Columns
+from evcs_gym.envs.types import FloatArray, IntArray, StationAssets, frozen
 
 
 class ProfilesSpec(Spec):
@@ -137,7 +142,11 @@ class NormalChargingSpec(Spec):
 
 
 class Scenario(Spec):
-    """A city: feeder, profiles, tariffs, fleet and the rules of its worlds. Made by `load_scenario`."""
+    """A city: feeder, profiles, tariffs and at least one world. Made by `load_scenario`.
+
+    Worlds: cars that charge at home (``charging_buses``, ``fleet``, ``normal_charging``), and charging stations on
+    roads (``roads``, ``traffic``, ``stations``). What needs a world that is not there raises a ConfigError.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, ignored_types=(cached_property,))
 
@@ -148,9 +157,107 @@ class Scenario(Spec):
     profiles_spec: Annotated[ProfilesSpec, Field(alias="profiles")]
     tariff: TariffSpec = TariffSpec()
     forecast: ForecastSpec = ForecastSpec()
-    charging_buses: Annotated[tuple[ChargingBusSpec, ...], Field(min_length=1)]
+    charging_buses: Annotated[tuple[ChargingBusSpec, ...], Field(min_length=1)] = ()
     fleet_spec: Annotated[FleetSpec, Field(alias="fleet")] = FleetSpec()
-    normal_charging: NormalChargingSpec
+    normal_charging_spec: Annotated[NormalChargingSpec | None, Field(alias="normal_charging")] = None
+    roads_spec: Annotated[RoadsSpec | None, Field(alias="roads")] = None
+    traffic_spec: Annotated[TrafficSpec, Field(alias="traffic")] = TrafficSpec()
+    station_specs: Annotated[tuple[StationSpec, ...], Field(alias="stations", min_length=1)] = ()
+
+    @model_validator(mode="after")
+    def _worlds(self) -> Self:
+        home = {"charging_buses": bool(self.charging_buses), "normal_charging": self.normal_charging_spec is not None}
+        roads = {"roads": self.roads_spec is not None, "stations": bool(self.station_specs)}
+        for keys, world, extra in ((home, "charging at home", "fleet"), (roads, "charging stations", "traffic")):
+            given = any(keys.values()) or f"{extra}_spec" in self.model_fields_set
+            missing = [key for key, there in keys.items() if not there]
+            if given and missing:
+                raise ValueError(f"{missing[0]} is missing; {world} needs {' and '.join(keys)}, or none of {extra} too")
+        if not self.has_home_charging and not self.has_stations:
+            raise ValueError(
+                "normal_charging or stations is missing; a scenario needs charging_buses and normal_charging, or "
+                "roads and stations, or all of them"
+            )
+        return self
+
+    @model_serializer(mode="wrap")
+    def _present_sections(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Sections of a world that the scenario does not have are left out: they would be refused when read again."""
+        absent: set[str] = set()
+        if not self.has_home_charging:
+            absent |= {"charging_buses", "fleet", "fleet_spec", "normal_charging", "normal_charging_spec"}
+        if not self.has_stations:
+            absent |= {"roads", "roads_spec", "traffic", "traffic_spec", "stations", "station_specs"}
+        return {key: value for key, value in handler(self).items() if key not in absent}
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """A copy with other sections, by the names they have in YAML or here; what is derived of them is made anew.
+
+        Raises ConfigError for a section that does not exist: it would change nothing.
+        """
+        fields = type(self).model_fields
+        names = {field.alias or name: name for name, field in fields.items()} | {name: name for name in fields}
+        for key in set(update or {}) - set(names):
+            raise ConfigError(f"{self.name}: {key} is no section of a scenario{nearest(key, sorted(names))}")
+        copied = super().model_copy(update={names[key]: value for key, value in (update or {}).items()}, deep=deep)
+        for derived in set(copied.__dict__) - set(fields) if update else ():
+            del copied.__dict__[derived]
+        return copied
+
+    @property
+    def has_home_charging(self) -> bool:
+        """Whether cars charge at home."""
+        return self.normal_charging_spec is not None
+
+    @property
+    def has_stations(self) -> bool:
+        """Whether there are roads with charging stations."""
+        return self.roads_spec is not None
+
+    def _missing(self, section: str, needs: str) -> ConfigError:
+        return ConfigError(f"{self.name}: {section} is no section of this scenario; add {needs} or take another one")
+
+    @property
+    def normal_charging(self) -> NormalChargingSpec:
+        """The world of charging at home. Raises ConfigError for a scenario without it."""
+        if self.normal_charging_spec is None:
+            raise self._missing("normal_charging", "charging_buses and normal_charging")
+        return self.normal_charging_spec
+
+    @property
+    def road_demand(self) -> RoadsSpec:
+        """Roads as they were asked for. Raises ConfigError for a scenario without them."""
+        if self.roads_spec is None:
+            raise self._missing("roads", "roads and stations")
+        return self.roads_spec
+
+    @cached_property
+    def roads(self) -> RoadNetwork:
+        """The road network; its demand is the pair table times ``demand_frac``. ConfigError without roads."""
+        return road_network(self.road_demand)
+
+    @cached_property
+    def departures_frac(self) -> FloatArray:
+        """Departures in each slot as a share of the roads' demand, (T,). ConfigError without roads."""
+        return road_profile(self.road_demand)
+
+    @cached_property
+    def stations(self) -> StationAssets:
+        """What the charging stations own. ConfigError without stations."""
+        if not self.station_specs:
+            raise self._missing("stations", "roads and stations")
+        return station_assets(self.station_specs, self.feeder.bus_name)
+
+    @cached_property
+    def traffic_model(self) -> TrafficModel:
+        """Roads and stations as one graph. ConfigError without stations."""
+        stations = charging_stations(self.stations, self.traffic_spec)
+        return traffic_model(self.roads, stations, self.traffic_spec.value_of_time_eur_per_h)
+
+    @cached_property
+    def traffic_paths(self) -> Columns:
+        """Paths that the days of this scenario begin with: the same whatever days are asked for."""
+        return day_traffic.reference_paths(self)
 
     @cached_property
     def feeder(self) -> Feeder:
@@ -179,8 +286,10 @@ class Scenario(Spec):
 
     @cached_property
     def fleet(self) -> Fleet:
-        """The cars of the city: the same on every day."""
+        """The cars of the city: the same on every day. ConfigError without charging at home."""
         spec = self.fleet_spec
+        if not self.has_home_charging:
+            raise self._missing("fleet", "charging_buses and normal_charging")
         return draw_fleet(
             n_cars_per_bus=np.array([bus.n_cars for bus in self.charging_buses], dtype=np.int64),
             models=load_vehicle_models(),
@@ -216,11 +325,11 @@ class Scenario(Spec):
         Raises:
             ConfigError: unknown split or negative seed.
         """
-        return day_module.sample_day(self, seed, split)
+        return day_module.sample_days(self, [seed], split)[0]
 
     def days(self, seeds: Sequence[int], split: str = "train") -> "list[day_module.Day]":
-        """The days of several seeds, in their order."""
-        return [self.day(seed, split) for seed in seeds]
+        """The days of several seeds, in their order: the same as one by one, but their traffic is solved at once."""
+        return day_module.sample_days(self, seeds, split)
 
     def check(self, split: str | None = None, n_days: int | None = None) -> NetworkCheck:
         """The base load of every day against the nominal limits of the network.
@@ -246,7 +355,7 @@ def load_scenario(name_or_path: str | Path) -> Scenario:
 
     Raises:
         ConfigError: missing file, no YAML, unknown key, value out of range, a bus that does not exist, tariffs that
-            break export + network fee < import.
+            break export + network fee < import, trips or charges that take too long, stations that are too small.
         DataError: a data file that the scenario names is missing or broken.
     """
     source, content = read_yaml("scenarios", name_or_path)
@@ -259,6 +368,9 @@ def scenario_from_dict(content: dict[str, Any], source: str = "scenario") -> Sce
     check_device_specs(scenario.feeder_spec, scenario.feeder, source)
     _check_buses(scenario, source)
     _check_profiles(scenario, source)
+    if scenario.has_stations:
+        check_stations(scenario.station_specs, scenario.feeder, scenario.roads, source)
+        day_traffic.check_traffic(scenario, source)
     return scenario
 
 

@@ -99,6 +99,22 @@ class StationDay:
     wait_h: FloatArray
 
 
+@dataclass(frozen=True, eq=False)
+class TrafficDay:
+    """Traffic behind a `StationDay`; L links, K pairs, classes through and charging.
+
+    assigned_veh_per_h: (T, 2, K), what travels in each slot. link_flow_veh_per_h: (T, L), both classes. relative_gap:
+    (T,) reached. on_road_veh: (2,) cars of each class still on the road after the last slot. committed_kw: (S,)
+    charging power that the cars of the last slot take in the slot after it.
+    """
+
+    assigned_veh_per_h: FloatArray
+    link_flow_veh_per_h: FloatArray
+    relative_gap: FloatArray
+    on_road_veh: FloatArray
+    committed_kw: FloatArray
+
+
 def frozen(array: Any) -> Any:
     """The array itself, made read-only: records are shared between environments and must not change."""
     array.setflags(write=False)

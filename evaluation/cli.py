@@ -25,11 +25,14 @@ from typer.core import TyperGroup
 
 if TYPE_CHECKING:
     from evcs_gym.baselines import Solution
+    from evcs_gym.baselines.traffic import TrafficSolution
     from evcs_gym.envs import Scenario
     from evcs_gym.training.callbacks import Progress
 
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130
+DEFAULT_SCENARIOS = {"traffic": "ieee33_twelve"}
+"""Scenario that a problem is solved in where none is named; others take the default city of the environments."""
 LOOPBACK = "127.0.0.1"
 TENSORBOARD = (sys.executable, "-m", "tensorboard.main")
 STOP_S = 5.0
@@ -142,19 +145,11 @@ def speed(
 ) -> None:
     """Time the environment, the power flow or traffic equilibria, beside the peers that are installed."""
     from evcs_gym.envs.errors import ConfigError
-    from evcs_gym.evaluation import speed as timing
-    from evcs_gym.evaluation import speed_traffic as traffic_timing
 
     if plot is not None and target is not SpeedTarget.power_flow:
         raise ConfigError("speed: --plot shows the growth of the power flow; leave it out for other targets")
     with _quiet_stdout(), _stderr().status("timing ..."):
-        measured: Any
-        if target is SpeedTarget.traffic:
-            measured = traffic_timing.speed_traffic()
-        elif target is SpeedTarget.fleet:
-            measured = timing.speed_fleet()
-        else:
-            measured = timing.speed_power_flow()
+        measured = _measured(target)
     if plot is not None:
         from evcs_gym.evaluation.figures import growth_figure
 
@@ -167,6 +162,16 @@ def speed(
         _stdout().print(_table_of([{name: row.get(name, "") for name in names} for row in rows]))
 
 
+def _measured(target: SpeedTarget) -> Any:
+    if target is SpeedTarget.traffic:
+        from evcs_gym.evaluation.speed_traffic import speed_traffic
+
+        return speed_traffic()
+    from evcs_gym.evaluation import speed as timing
+
+    return timing.speed_fleet() if target is SpeedTarget.fleet else timing.speed_power_flow()
+
+
 @app.command()
 def solve(
     problem: ProblemName,
@@ -176,17 +181,18 @@ def solve(
     scenario: ScenarioName = None,
     relative_gap: Annotated[float, typer.Option(help="Gap at which a day counts as solved.")] = 1e-3,
     time_limit_s: Annotated[float, typer.Option(help="Longest time per day, in seconds.")] = 60.0,
+    slot: Annotated[int | None, typer.Option(min=0, max=47, help="Traffic: the slot of the day.")] = None,
     plan: Annotated[Path | None, typer.Option(help="Store the plan of one day as .npz.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Solve days exactly, with a certificate."""
+    """Solve days, or the traffic of one slot of them, exactly, with a certificate."""
     from evcs_gym.baselines import optimum
     from evcs_gym.envs.errors import ConfigError
 
     if days is not None and (day is not None or plan is not None):
         raise ConfigError("solve: --days goes neither with --day nor with --plan, which take one day")
     seeds = [day or 0] if days is None else list(range(days))
-    world = _load_scenario(scenario)
+    world = _load_scenario(scenario or DEFAULT_SCENARIOS.get(problem))
     records = []
     with _quiet_stdout(), _stderr().status("solving ...") as status:
         for n_done, seed in enumerate(seeds):
@@ -197,6 +203,7 @@ def solve(
                 problem=problem,
                 relative_gap=relative_gap,
                 time_limit_s=time_limit_s,
+                slot=slot,
             )
             records.append({"day": seed, "split": split.value, "scenario": world.name, **solution.as_dict()})
     if plan is not None:
@@ -376,7 +383,7 @@ class _TrainingProgress(RichProgress):
             self.update(task.id, completed=task.total)
 
 
-def _save_plan(path: Path, solution: "Solution") -> None:
+def _save_plan(path: Path, solution: "Solution | TrafficSolution") -> None:
     import numpy as np
 
     from evcs_gym.envs.errors import DataError
@@ -384,10 +391,11 @@ def _save_plan(path: Path, solution: "Solution") -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("wb") as file:
-            np.savez_compressed(file, power_kw=solution.plan.power_kw)
+            arrays: dict[str, Any] = solution.plan_arrays()
+            np.savez_compressed(file, **arrays)
     except OSError as error:
         raise DataError(f"{path}: cannot be written ({error.strerror}); choose another path") from error
-    _stderr().print(f"plan: {path} (power_kw, slots by sessions)", soft_wrap=True)
+    _stderr().print(f"plan: {path} ({', '.join(arrays)})", soft_wrap=True)
 
 
 def _check_port(port: int) -> None:

@@ -41,18 +41,22 @@ _CHARGING_SHARE: Final = 0.06
 
 @dataclass(frozen=True)
 class TrafficSpeedRow:
-    """One measured figure: median wall time of a call over its items, and the largest relative gap reached."""
+    """One measured figure: median wall time of a call over its items, and the largest relative gap reached.
+
+    buses: None, for there is no feeder in it: rows of all speed targets have the same first six values.
+    """
 
     name: str
     case: str
-    nodes: int
-    pairs: int
+    buses: None
     batch: int
-    relative_gap: float
     seconds_per_item: float
     items_per_second: float
+    nodes: int
+    pairs: int
+    relative_gap: float
 
-    def as_dict(self) -> dict[str, str | int | float]:
+    def as_dict(self) -> dict[str, str | int | float | None]:
         """The row as plain values, for JSON."""
         return asdict(self)
 
@@ -78,8 +82,8 @@ def speed_traffic(min_seconds: float = 0.5) -> list[TrafficSpeedRow]:
 
 
 def _row(case: str, roads: RoadNetwork, batch: int, gap: float, seconds: float, name: str = "") -> TrafficSpeedRow:
-    sizes = (roads.n_nodes, roads.n_pairs, batch)
-    return TrafficSpeedRow(name or "evcs-gym", case, *sizes, gap, seconds / batch, batch / seconds)
+    times = (seconds / batch, batch / seconds)
+    return TrafficSpeedRow(name or "evcs-gym", case, None, batch, *times, roads.n_nodes, roads.n_pairs, gap)
 
 
 def _sioux_falls() -> RoadNetwork | None:

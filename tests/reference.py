@@ -12,7 +12,7 @@ from evcs_gym.envs.fleet.observation import OBSERVATION
 from evcs_gym.envs.grid import PHASE_UNIT, Feeder, power_flow
 from evcs_gym.envs.grid.devices import Devices
 from evcs_gym.envs.grid.operator import PASS_TOLERANCE, Limits, excesses, with_stations
-from evcs_gym.envs.traffic import RoadNetwork
+from evcs_gym.envs.traffic import Queue, RoadNetwork, TrafficModel
 from evcs_gym.envs.types import BoolArray, ComplexArray, FloatArray, IntArray
 from evcs_gym.envs.units import N_SLOTS, PHASE_BASE_KVA, SLOT_H
 
@@ -425,6 +425,23 @@ def least_costs_reference(roads: RoadNetwork, cost_h: FloatArray) -> FloatArray:
         mine = roads.origin == origin
         least[mine] = np.array(distance)[roads.destination[mine]]
     return least
+
+
+def times_reference(model: TrafficModel, flow: FloatArray) -> FloatArray:
+    """Times of roads and stations (R,) at flows (R,), one by one; twin of ``traffic.kernels.resource_times``."""
+    roads, stations = model.network, model.stations
+    times = [
+        roads.free_flow_h[a] * (1.0 + roads.bpr_b[a] * (flow[a] / roads.capacity_veh_per_h[a]) ** roads.bpr_power[a])
+        for a in range(roads.n_links)
+    ]
+    for k, y in enumerate(flow[roads.n_links :].tolist()):
+        service, servers = stations.energy_kwh / stations.charger_kw[k], int(stations.n_chargers[k])
+        free = servers / service - y
+        if stations.queue is Queue.DAVIDSON:
+            times.append(service * (1.0 + stations.davidson_j * y / free))
+        else:
+            times.append(service + erlang_c_reference(y * service, servers) / free)
+    return np.array(times)
 
 
 def erlang_c_reference(load: float, n_servers: int) -> float:

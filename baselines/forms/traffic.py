@@ -1,8 +1,9 @@
 """(T3) as a conic programme in Pyomo: flows by origin and class, and one function per equation; knows no solver.
 
 Pyomo carries the linear part; the cones stand beside it as `Cone` records over its variables: power cones for roads,
-exponential cones for Davidson's stations. The integral of an Erlang-C station has no cone: it is approached by tangents
-that the algorithm adds (`add_tangent`). Flows are in units of all demand, so that the programme is well scaled.
+exponential cones for Davidson's stations. The integral of an Erlang-C station has no cone: the algorithm approaches it
+by tangents (`add_tangent`), then by its second-order expansion around a plan, a cone again. Flows are in units of all
+demand, so that the programme is well scaled.
 """
 
 from collections.abc import Sequence
@@ -14,7 +15,8 @@ import pyomo.environ as pyo
 from pyomo.core.expr.numeric_expr import LinearExpression
 
 from evcs_gym.baselines.problems.traffic import TrafficProblem
-from evcs_gym.envs.traffic.kernels import BPR, DAVIDSON
+from evcs_gym.envs.traffic.kernels import BPR, DAVIDSON, ERLANG, LARGEST_UTILISATION, erlang_sojourn
+from evcs_gym.envs.types import FloatArray
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,8 +43,12 @@ class TrafficForm:
     unit_veh_per_h: float
 
 
-def traffic_form(problem: TrafficProblem) -> TrafficForm:
-    """min (T3) over flows by origin and class that meet the demand; the objective is in hours per unit of flow."""
+def traffic_form(problem: TrafficProblem, around: FloatArray | None = None) -> TrafficForm:
+    """min (T3) over flows by origin and class that meet the demand; the objective is in hours per unit of flow.
+
+    around: flows of the resources (R,) [veh/h] at which the integrals of Erlang-C stations are expanded; without it
+    they count nothing until tangents are added.
+    """
     model = pyo.ConcreteModel(name="traffic")
     unit = max(1.0, float(problem.demand_veh_per_h.sum()))
     arrays = problem.model.graph.arrays
@@ -54,6 +60,9 @@ def traffic_form(problem: TrafficProblem) -> TrafficForm:
     t3_shared_flow(model, problem)
     cones = [*t1_roads(model, problem, unit), *t2_davidson(model, problem, unit)]
     model.tangents = pyo.ConstraintList()
+    t2_capacity(model, problem, unit)
+    if around is not None:
+        cones += t2_second_order(model, problem, unit, around)
     model.cost = pyo.Objective(expr=t3_beckmann(model, problem, unit))
     return TrafficForm(model, cones, list(model.flow.values()), unit)
 
@@ -121,6 +130,30 @@ def t2_davidson(model: pyo.ConcreteModel, problem: TrafficProblem, unit: float) 
         grown, flow = model.grown[r], model.flow[r]
         factor = (-1.0, 0.0, -unit / arrays.capacity[r])
         cones.append(Cone("exponential", (0.0, 1.0, 1.0), (grown, None, flow), factor))
+    return cones
+
+
+def t2_capacity(model: pyo.ConcreteModel, problem: TrafficProblem, unit: float) -> None:
+    """(T2), Erlang-C: no flow above the range in which the law of the queue is used."""
+    arrays = problem.model.graph.arrays
+    for r in np.flatnonzero(arrays.kind == ERLANG).tolist():
+        model.flow[r].setub(LARGEST_UTILISATION * float(arrays.capacity[r]) / unit)
+
+
+def t2_second_order(model: pyo.ConcreteModel, problem: TrafficProblem, unit: float, around: FloatArray) -> list[Cone]:
+    """(T2), Erlang-C, integrated, but for a constant: grown >= t y + t' (y - y0)^2 / 2, t at y0 (`around`)."""
+    arrays, stations, n_links = problem.model.graph.arrays, problem.model.stations, problem.model.network.n_links
+    rows = np.flatnonzero(arrays.kind == ERLANG).tolist()
+    model.bend = pyo.Var(rows, bounds=(0.0, None))
+    cones = []
+    for r in rows:
+        service, n_chargers = float(stations.service_h[r - n_links]), int(stations.n_chargers[r - n_links])
+        time, slope = erlang_sojourn(float(around[r]), service, n_chargers)
+        body = _linear([1.0, -time, -1.0], [model.grown[r], model.flow[r], model.bend[r]])
+        model.tangents.add((0.0, body, None))
+        steep = float(np.sqrt(0.5 * slope * unit))
+        constant = (0.0, 1.0, -steep * float(around[r]) / unit)
+        cones.append(Cone("power", constant, (model.bend[r], None, model.flow[r]), (1.0, 0.0, steep), 0.5))
     return cones
 
 

@@ -33,7 +33,7 @@ _WORLD_ARRAYS = (
     "source_pu",
     "capacitor_step",
 )
-_SOURCES = ("", "data", "grid", "fleet")
+_SOURCES = ("", "data", "grid", "fleet", "traffic")
 
 
 def cache_folder() -> Path:
@@ -82,6 +82,7 @@ def load_pool(scenario: "Scenario", split: str = "train", n_days: int = DEFAULT_
 
     A cache folder that cannot be read or written costs time, not correctness: the pool is made anew with a warning.
     """
+    scenario.normal_charging  # noqa: B018 - refuses, before any day is made, a scenario without charging at home
     path = _pool_file(scenario, split, n_days)
     if path.exists():
         try:

@@ -24,8 +24,9 @@ from evcs_gym.envs.traffic.kernels import (
 )
 from evcs_gym.envs.types import BoolArray, FloatArray, IntArray
 
-_PARALLEL_FROM: Final = 32
-_MAX_PASSES: Final = 30
+PARALLEL_FROM: Final = 32
+"""Rows from which a batch is spread over threads."""
+_MAX_PASSES: Final = 300
 """Judgements of a row by shortest paths before it is given up."""
 _MAX_ROUNDS: Final = 60
 """Times that paths are added."""
@@ -87,6 +88,36 @@ def solve_batch(
     return out
 
 
+def solve_apart(
+    graph: Graph,
+    demand: FloatArray,
+    relative_gap: float,
+    paths: Columns,
+    path_flow_veh_per_h: FloatArray | None = None,
+    fixed_h: FloatArray | None = None,
+) -> BatchFlow:
+    """`solve_batch` with given paths (Q,), to begin from flows (B, Q) on them or none: rows do not know each other.
+
+    A row that wants another path is solved with paths of its own, which the others do not see: its path flows are then
+    those on the given paths only. So a row's answer is the same, bit for bit, in every batch.
+    """
+    check_limits(relative_gap, 1.0)
+    fixed = np.atleast_2d(graph.fixed_h if fixed_h is None else fixed_h)
+    shape = (len(demand), paths.n_paths)
+    path_flow = np.zeros(shape) if path_flow_veh_per_h is None else path_flow_veh_per_h.copy()
+    flow, cost = np.zeros((len(demand), len(graph.fixed_h))), np.zeros((len(demand), graph.n_pairs))
+    gap, done = np.full(len(demand), np.inf), np.zeros(len(demand), dtype=np.bool_)
+    out = BatchFlow(flow, cost, gap, paths, path_flow, done)
+    _check_batch(graph, demand, fixed, out)
+    for b in np.flatnonzero(_run(graph, demand, fixed, relative_gap, out, np.arange(len(demand)))).tolist():
+        begin = BatchFlow(flow[b : b + 1], cost[b : b + 1], gap[b : b + 1], paths, path_flow[b : b + 1], done)
+        own = fixed[b : b + 1] if len(fixed) > 1 else fixed
+        alone = solve_batch(graph, demand[b : b + 1], relative_gap, begin, own)
+        flow[b], cost[b], gap[b] = alone.flow_veh_per_h[0], alone.pair_cost_h[0], alone.relative_gap[0]
+    done[:] = gap <= relative_gap
+    return out
+
+
 def _run(
     graph: Graph, demand: FloatArray, fixed: FloatArray, relative_gap: float, out: BatchFlow, rows: IntArray
 ) -> BoolArray:
@@ -112,7 +143,7 @@ def _run(
         relative_gap,
         _MAX_PASSES,
     )
-    run_rows(balance_rows, len(rows), arguments, parallel_from=_PARALLEL_FROM)
+    run_rows(balance_rows, len(rows), arguments, parallel_from=PARALLEL_FROM)
     if not everything or path_flow is not out.path_flow_veh_per_h:
         out.path_flow_veh_per_h[part], out.flow_veh_per_h[part] = path_flow, flow
         out.pair_cost_h[part], out.relative_gap[part] = pair_cost, gap

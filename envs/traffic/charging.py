@@ -292,8 +292,26 @@ def check_capacity(model: TrafficModel, charging_veh_per_h: FloatArray) -> None:
 
     A maximum flow from pairs to the stations that they can reach. InfeasibleError names the tight stations.
     """
+    short, stations = _lacking(model, charging_veh_per_h)
+    if stations:
+        raise InfeasibleError(
+            f"{model.network.name}: charging demand must fit through the stations with a reserve of "
+            f"{CAPACITY_RESERVE - 1:.0%}, but stations {stations} fall short by {short:.6g} veh/h; add chargers or "
+            "lower charging_veh_per_h"
+        )
+
+
+def check_capacity_rows(model: TrafficModel, charging_veh_per_h: FloatArray) -> None:
+    """`check_capacity` of every row (B, K); one look where the largest demands of all pairs fit together."""
+    if _lacking(model, charging_veh_per_h.max(axis=0, initial=0.0))[1]:
+        for row in charging_veh_per_h:
+            check_capacity(model, row)
+
+
+def _lacking(model: TrafficModel, charging_veh_per_h: FloatArray) -> tuple[float, list[int]]:
+    """What of the demand (K,) finds no room [veh/h], and the tight stations; none where all fits."""
     if model.outside_eur is not None:
-        return
+        return 0.0, []
     masks, group = np.unique(_reach(model), axis=0, return_inverse=True)
     masks = masks.astype(np.bool_)
     demand: FloatArray = np.zeros(len(masks))
@@ -303,21 +321,7 @@ def check_capacity(model: TrafficModel, charging_veh_per_h: FloatArray) -> None:
         short, stations = float(demand.sum() - capacity.sum()), list(range(len(capacity)))
     else:
         short, stations = _shortfall(demand, masks, capacity)
-    if short > 1e-9 * max(1.0, float(demand.sum())):
-        raise InfeasibleError(
-            f"{model.network.name}: charging demand must fit through the stations with a reserve of "
-            f"{CAPACITY_RESERVE - 1:.0%}, but stations {stations} fall short by {short:.6g} veh/h; add chargers or "
-            "lower charging_veh_per_h"
-        )
-
-
-def check_capacity_rows(model: TrafficModel, charging_veh_per_h: FloatArray) -> None:
-    """`check_capacity` of every row (B, K); where all pairs reach all stations the largest total decides."""
-    rows = charging_veh_per_h
-    if model.outside_eur is None and _reach(model).all():
-        rows = rows[np.argmax(rows.sum(axis=1))][None]
-    for row in rows:
-        check_capacity(model, row)
+    return (short, stations) if short > 1e-9 * max(1.0, float(demand.sum())) else (0.0, [])
 
 
 def _reach(model: TrafficModel) -> BoolArray:

@@ -23,6 +23,8 @@ _MAX_STEPS = 60
 """Newton steps of one shift between two paths."""
 _GOOD_STEP = 0.25
 """A shift ends when the difference of the costs has fallen to this share."""
+_SWEEPS_PER_ROW = 6000
+"""Rounds over all pairs of a row before it is given up."""
 _IDLE_SHARE = 1e-3
 """Pairs below this share of the mean excess aimed at are passed over, but for every fourth sweep."""
 
@@ -542,6 +544,16 @@ def lacks_paths(demand: FloatArray, pair_start: IntArray) -> bool:
 
 
 @njit(cache=True, nogil=True)
+def time_rows(
+    first: int, stop: int, graph: GraphArrays, fixed_h: FloatArray, flow: FloatArray, time_h: FloatArray
+) -> None:
+    """Costs of the resources (B, R) at flows (B, R), with fixed costs (R,), for rows first .. stop - 1."""
+    slope = np.empty(flow.shape[1])
+    for b in range(first, stop):
+        resource_times(graph, flow[b], fixed_h, time_h[b], slope)
+
+
+@njit(cache=True, nogil=True)
 def balance_rows(
     first: int,
     stop: int,
@@ -576,7 +588,7 @@ def balance_rows(
         scale_row(demand[b], pair_start, path_start, path_resource, path_flow[b], cost)
         wants[b] = lacks_paths(demand[b], pair_start)
         gap[b] = np.inf
-        target = np.inf
+        target, n_left = np.inf, _SWEEPS_PER_ROW
         for sweep_pass in range(max_passes):
             load_flows(path_start, path_resource, path_flow[b], flow[b])
             resource_times(graph, flow[b], fixed, cost, slope)
@@ -592,13 +604,13 @@ def balance_rows(
                     break
                 for i in range(n_pairs):
                     wants[b] = wants[b] or wanted[i]
-                if wants[b]:
+                if wants[b] or n_left <= 0:
                     break
             total = 0.0
             for r in range(n_resources):
                 total += flow[b, r] * cost[r]
             target = 0.3 * tolerance * total if sweep_pass == 0 else 0.3 * target
-            sweeps(
+            n_sweeps, _ = sweeps(
                 graph,
                 fixed,
                 demand[b],
@@ -610,7 +622,8 @@ def balance_rows(
                 cost,
                 slope,
                 target,
-                200,
+                min(200, n_left),
             )
+            n_left -= n_sweeps
         for i in range(n_pairs):
             pair_cost[b, i] = distance[graph.pair_origin[i], graph.pair_destination[i]]

@@ -7,9 +7,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from evcs_gym.envs.errors import ConfigError, ConvergenceError, DataError
-from evcs_gym.envs.traffic.batch import BatchFlow, solve_batch
+from evcs_gym.envs.threads import run_rows
+from evcs_gym.envs.traffic.batch import PARALLEL_FROM, BatchFlow, solve_apart, solve_batch
 from evcs_gym.envs.traffic.charging import TrafficModel, check_capacity_rows, joined_demand, refuse_overfull
-from evcs_gym.envs.traffic.equilibrium import solve_graph
+from evcs_gym.envs.traffic.equilibrium import Columns, solve_graph
+from evcs_gym.envs.traffic.kernels import time_rows
 from evcs_gym.envs.types import FloatArray
 from evcs_gym.envs.units import SLOT_H
 
@@ -28,7 +30,7 @@ class DayTraffic:
     for the slot after the last. outside_veh_per_h: (D, T). assigned_veh_per_h: (D, T, 2, K), what travels in a slot.
     carry_frac: (D, T, 2, K) share of a slot's departures that travels in the next one. carried_in_veh_per_h,
     carried_out_veh_per_h: (D, 2, K) from before slot 0, and after the last slot. pair_time_h: (D, T, K) of through
-    traffic. relative_gap: (D, T).
+    traffic. relative_gap: (D, T). wait_h: (D, T, S), time in the queue of a station.
     """
 
     link_flow_veh_per_h: FloatArray
@@ -42,6 +44,12 @@ class DayTraffic:
     carried_out_veh_per_h: FloatArray
     pair_time_h: FloatArray
     relative_gap: FloatArray
+    wait_h: FloatArray
+
+    @property
+    def on_road_veh(self) -> FloatArray:
+        """Cars of each class that are still on the road after the last slot, (D, 2)."""
+        return np.asarray(SLOT_H * self.carried_out_veh_per_h.sum(axis=-1))
 
 
 def assign_days(
@@ -51,11 +59,13 @@ def assign_days(
     price_eur_per_kwh: ArrayLike = 0.0,
     carry_over: bool = True,
     relative_gap: float = 1e-6,
+    paths: Columns | None = None,
 ) -> DayTraffic:
     """Equilibria of the slots of D days for departures (D, T, K) of both classes at the stations' prices (S,).
 
     Slot 0 starts from the equilibrium of its own departures, as if they had been those of the slot before; so what is
-    carried into it is what is carried out of it. Without carry-over the slots are independent.
+    carried into it is what is carried out of it. Without carry-over the slots are independent. Days share their paths,
+    unless ``paths`` are given to begin with: then a day comes out the same, bit for bit, in any company.
 
     Raises ConfigError if a charge takes longer than a slot, or, with carry-over, a trip at free flow longer than 0.8
     slots, or roads cost anything beside time; InfeasibleError if charging demand does not fit or a pair has no path;
@@ -64,7 +74,7 @@ def assign_days(
     departures = joined_demand(model, np.asarray(through_veh_per_h), np.asarray(charging_veh_per_h))
     if departures.ndim != 3 or not departures.size:
         raise DataError(f"{model.network.name}: departures must have shape (D, T, K), got {departures.shape}")
-    _check_model(model, carry_over)
+    check_days_model(model, carry_over)
     n_days, n_slots, n_pairs = (*departures.shape[:2], model.network.n_pairs)
     fixed = model.fixed_h(price_eur_per_kwh)
     flow = np.empty((n_days, n_slots, len(model.graph.fixed_h)))
@@ -77,7 +87,7 @@ def assign_days(
             stays, comes = departures[:, slot], departures[:, slot - 1] * share[:, slot - 1]
             assigned[:, slot] = stays * (1.0 - share[:, slot]) + comes  # (T5)
         check_capacity_rows(model, assigned[:, slot, n_pairs:])
-        found = _solved(model, assigned[:, slot], fixed, found, relative_gap, slot)
+        found = _solved(model, assigned[:, slot], fixed, found, relative_gap, slot, paths)
         flow[:, slot], cost[:, slot], gap[:, slot] = found.flow_veh_per_h, found.pair_cost_h, found.relative_gap
         if carry_over and slot == 0:
             share[:, 0] = _carry_share(model, cost[:, 0, :n_pairs])
@@ -101,8 +111,13 @@ def _solved(
     start: BatchFlow | None,
     relative_gap: float,
     slot: int,
+    paths: Columns | None,
 ) -> BatchFlow:
-    found = solve_batch(model.graph, demand, relative_gap, start, fixed_h)
+    if paths is None:
+        found = solve_batch(model.graph, demand, relative_gap, start, fixed_h)
+    else:
+        begin = None if start is None else start.path_flow_veh_per_h
+        found = solve_apart(model.graph, demand, relative_gap, paths, begin, fixed_h)
     if not found.converged.all():
         day = int(np.argmin(found.converged))
         raise ConvergenceError(
@@ -141,10 +156,22 @@ def _day_traffic(
         carried_out_veh_per_h=(departures[:, -1] * share[:, -1]).reshape(n_days, 2, n_pairs),
         pair_time_h=cost[:, :, :n_pairs],
         relative_gap=gap,
+        wait_h=_waiting_h(model, flow),
     )
 
 
-def _check_model(model: TrafficModel, carry_over: bool) -> None:
+def _waiting_h(model: TrafficModel, flow: FloatArray) -> FloatArray:
+    """Time in the queue (D, T, S) at flows of the resources (D, T, R)."""
+    rows = flow.reshape(-1, flow.shape[-1])
+    time = np.empty(rows.shape)
+    free = np.zeros(flow.shape[-1])
+    run_rows(time_rows, len(rows), (model.graph.arrays, free, rows, time), parallel_from=PARALLEL_FROM)
+    stations = time.reshape(flow.shape)[..., model.station_resources]
+    return np.asarray(np.maximum(stations - model.stations.service_h, 0.0))
+
+
+def check_days_model(model: TrafficModel, carry_over: bool) -> None:
+    """ConfigError if a charge takes longer than a slot or, with carry-over, a trip longer than 0.8 slots."""
     name, longest = model.network.name, float(model.stations.service_h.max())
     if longest > SLOT_H:
         raise ConfigError(

@@ -204,11 +204,16 @@ class RoadNetwork:
             graph.add_edge(int(self.tail[link]), int(self.head[link]), key=link, **self._link(link, flow))
         return graph
 
-    def plot(self, axes: Any, link_flow_veh_per_h: ArrayLike | None = None) -> None:
-        """Draw the roads on matplotlib axes; width grows with the flow, colour with flow over capacity.
+    def plot(self, link_flow_veh_per_h: ArrayLike | None = None, axes: Any = None) -> Any:
+        """The matplotlib figure of the roads; width and colour grow with flow over capacity.
 
-        Each direction is drawn to the right of the middle of the road. Raises DataError without positions.
+        axes: to draw on, by default those of a new figure. Each direction is drawn to the right of the middle of the
+        road. Raises DataError without positions.
         """
+        if axes is None:
+            from matplotlib.figure import Figure
+
+            axes = Figure(figsize=(6.0, 5.0), layout="constrained").subplots()
         xy, flow = self._positions("plot"), self._flows(link_flow_veh_per_h)
         share = np.zeros(self.n_links) if flow is None else flow / self.capacity_veh_per_h
         largest = max(1.0, float(share.max(initial=0.0)))
@@ -221,6 +226,7 @@ class RoadNetwork:
         for node in range(self.n_nodes):
             axes.annotate(str(node + 1), xy[node], xytext=(4, 4), textcoords="offset points")
         axes.set_aspect("equal")
+        return axes.figure
 
     def _link(self, link: int, flow: FloatArray | None) -> dict[str, Any]:
         names = ("tail", "head", "free_flow_h", "capacity_veh_per_h", "length_km")

@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 
+from evcs_gym.baselines import optimum
 from evcs_gym.baselines.problems.traffic import TrafficProblem, check, cost_eur, lower_bound_eur
 from evcs_gym.baselines.solvers import ConicRows, StandardForm, solve_conic
-from evcs_gym.baselines.traffic import traffic_optimum
-from evcs_gym.envs.errors import ConvergenceError, DataError, InfeasibleError, SolverError
+from evcs_gym.baselines.traffic import TrafficSolution, traffic_optimum
+from evcs_gym.envs import Scenario, load_scenario
+from evcs_gym.envs.errors import ConfigError, ConvergenceError, DataError, InfeasibleError, SolverError
 from evcs_gym.envs.traffic import (
     TrafficModel,
     assign_charging,
@@ -45,12 +47,14 @@ def test_the_city_with_davidson_stations_agrees_over_the_day(slot: int) -> None:
     assert solved.flow_veh_per_h[:40] == pytest.approx(own.link_flow_veh_per_h, abs=0.1)  # flat: cost^0.5
 
 
-def test_exact_queues_agree_by_tangents_of_their_numerical_integral() -> None:
+@pytest.mark.parametrize("load", [0.5, 1.0])
+def test_exact_queues_agree_by_steps_of_second_order(load: float) -> None:
     model = city("erlang")
-    demand = model.network.demand_veh_per_h
+    demand = load * model.network.demand_veh_per_h
     own = assign_charging(model, 0.07 * demand, demand, PRICE, relative_gap=1e-12)
-    solved = traffic_optimum(model, 0.07 * demand, demand, PRICE, gap=1e-5)
-    assert solved.n_rounds > 1
+    solved = traffic_optimum(model, 0.07 * demand, demand, PRICE, gap=1e-6)
+    assert 1 < solved.certificate.n_rounds < 10
+    assert solved.relative_gap <= 1e-6
     assert solved.cost_eur == pytest.approx(own.beckmann_eur, rel=1e-6)
     assert solved.lower_bound_eur <= own.beckmann_eur * (1.0 + 1e-12)
 
@@ -124,3 +128,38 @@ def test_conic_programmes_without_an_answer_are_errors(monkeypatch: pytest.Monke
     monkeypatch.setitem(__import__("sys").modules, "clarabel", None)
     with pytest.raises(SolverError, match="solver Clarabel: could not be loaded"):
         solve_conic(conic_form(1.0), [], 10.0)
+
+
+@pytest.mark.parametrize("name", ["ieee33_twelve", "nguyen_dupuis_33"])
+def test_the_optimum_of_a_slot_of_a_day_meets_the_equilibrium_that_the_day_carries(name: str) -> None:
+    scenario = load_scenario(name)
+    day = scenario.day(3, "test")
+    solved = optimum(scenario, day, problem="traffic", slot=11, relative_gap=1e-6)
+    assert isinstance(solved, TrafficSolution)
+    assert day.traffic is not None
+    evidence = solved.certificate
+    assert (evidence.slot, evidence.equilibrium_relative_gap) == (11, float(day.traffic.relative_gap[11]))
+    assert evidence.equilibrium_cost_eur is not None
+    assert solved.lower_bound_eur <= evidence.equilibrium_cost_eur <= solved.cost_eur * (1.0 + 1e-9)
+    assert solved.cost_eur <= solved.lower_bound_eur * (1.0 + 1e-6)
+    shown = solved.as_dict(plan=True)
+    assert shown["certificate"]["n_rounds"] == evidence.n_rounds
+    assert shown["plan"]["flow_veh_per_h"] == solved.plan_arrays()["flow_veh_per_h"].tolist()
+    assert "plan" not in solved.as_dict()
+
+
+def test_slots_and_days_that_have_no_traffic_are_refused(small_scenario: Scenario) -> None:
+    city = load_scenario("ieee33_twelve")
+    day = city.day(0)
+    with pytest.raises(ConfigError, match=r"slot must be in 0\.\.47, got 48"):
+        optimum(city, day, problem="traffic", slot=48)
+    with pytest.raises(ConfigError, match="slot must be given for traffic and for nothing else, got None for traffic"):
+        optimum(city, day, problem="traffic")
+    with pytest.raises(ConfigError, match="for nothing else, got 3 for normal_charging"):
+        optimum(city, day, problem="normal_charging", slot=3)  # type: ignore[call-overload]
+    with pytest.raises(ConfigError, match="the day must be one of scenario 'ieee33_twelve', got one without stations"):
+        optimum(city, small_scenario.day(0), problem="traffic", slot=3)
+    with pytest.raises(ConfigError, match="tiny: stations is no section of this scenario"):
+        optimum(small_scenario, day, problem="traffic", slot=3)
+    with pytest.raises(ConfigError, match="ieee33_twelve: normal_charging is no section of this scenario"):
+        optimum(city, day)

@@ -51,7 +51,9 @@ class Solved:
 
     def __init__(self, cost_eur: float) -> None:
         self.cost_eur = cost_eur
-        self.plan = SimpleNamespace(power_kw=np.full((48, 2), cost_eur))
+
+    def plan_arrays(self) -> dict[str, Any]:
+        return {"power_kw": np.full((48, 2), self.cost_eur)}
 
     def as_dict(self) -> dict[str, Any]:
         numbers = {"cost_eur": self.cost_eur, "lower_bound_eur": 1.0, "relative_gap": 0.0, "seconds": 0.1}
@@ -216,6 +218,19 @@ def test_solve_passes_the_day_of_the_seed_and_split(solved: list[dict[str, Any]]
     run("solve", "normal_charging", "--day", "3", "--split", "validation")
     asked = load_scenario(SCENARIO).day(3, "validation")
     assert np.array_equal(solved[0]["day"].base_kw, asked.base_kw)
+
+
+def test_traffic_is_solved_slot_by_slot_in_a_city_with_roads(solved: list[dict[str, Any]]) -> None:
+    assert run("solve", "traffic", "--slot", "11", "--json").exit_code == 0
+    assert (solved[0]["problem"], solved[0]["slot"], solved[0]["scenario"]) == ("traffic", 11, "ieee33_twelve")
+    assert solved[0]["day"].traffic is not None
+    assert run("solve", "traffic", "--slot", "48").exit_code == 2
+
+
+def test_traffic_in_a_city_without_roads_is_one_line() -> None:
+    result = run("solve", "traffic", "--slot", "3", "--scenario", SCENARIO)
+    assert result.exit_code == 2
+    assert f"error: {SCENARIO}: stations is no section of this scenario; add roads and stations" in result.stderr
 
 
 def test_solve_of_several_days_is_a_list(solved: list[dict[str, Any]]) -> None:

@@ -6,7 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from reference import erlang_c_reference
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from reference import erlang_c_reference, times_reference
 from scipy.integrate import quad
 
 from evcs_gym.envs.errors import ConfigError, ConvergenceError, DataError, InfeasibleError
@@ -26,8 +28,8 @@ from evcs_gym.envs.traffic import (
     solve_batch,
     traffic_model,
 )
-from evcs_gym.envs.traffic.charging import station_integral
-from evcs_gym.envs.traffic.kernels import erlang_b, erlang_sojourn
+from evcs_gym.envs.traffic.charging import check_capacity_rows, station_integral
+from evcs_gym.envs.traffic.kernels import erlang_b, erlang_sojourn, resource_times, time_rows
 from evcs_gym.envs.types import FloatArray
 
 TIGHT = 1e-13
@@ -193,8 +195,8 @@ def test_demand_beyond_the_capacity_names_the_stations_and_the_shortfall() -> No
     assert assign_charging(model, [54.5]).station_veh_per_h.sum() == pytest.approx(54.5)
 
 
-def test_only_the_stations_that_demand_must_use_are_named() -> None:
-    """Node 2 leads nowhere for the second pair: its 40 veh/h must fit through station 0, which takes 30 / 1.1."""
+def fork() -> TrafficModel:
+    """Node 2 leads nowhere for the second pair: it must charge at station 0; each station takes 30 / 1.1 veh/h."""
     roads = RoadNetwork.from_arrays(
         tail=[0, 1, 0, 2, 1],
         head=[1, 3, 2, 3, 4],
@@ -204,7 +206,17 @@ def test_only_the_stations_that_demand_must_use_are_named() -> None:
         destination=[3, 4],
         demand_veh_per_h=1.0,
     )
-    model = traffic_model(roads, stations([1, 2], [4, 4]))
+    return traffic_model(roads, stations([1, 2], [4, 4]))
+
+
+def test_rows_that_fit_one_by_one_are_accepted_though_their_largest_demands_together_are_not() -> None:
+    check_capacity_rows(fork(), np.array([[50.0, 0.0], [0.0, 25.0]]))
+    with pytest.raises(InfeasibleError, match=r"stations \[0\] fall short by 12\.7273 veh/h"):
+        check_capacity_rows(fork(), np.array([[50.0, 0.0], [5.0, 40.0]]))
+
+
+def test_only_the_stations_that_demand_must_use_are_named() -> None:
+    model = fork()
     with pytest.raises(InfeasibleError, match=r"stations \[0\] fall short by 12\.7273 veh/h"):
         assign_charging(model, [5.0, 40.0])
     assert assign_charging(model, [25.0, 25.0], relative_gap=1e-9).station_veh_per_h.sum() == pytest.approx(50.0)
@@ -406,3 +418,20 @@ def test_days_that_cannot_be_computed_are_refused() -> None:
     through, charging = departures(city(), 1, load=2.0)
     with pytest.raises(ConvergenceError, match="day 0, slot 0 must reach relative_gap 0, got"):
         assign_days(city(), through, 0.5 * charging, 0.4, relative_gap=0.0)
+
+
+@settings(deadline=None, max_examples=20)
+@given(seed=st.integers(0, 10**6), queue=st.sampled_from(list(Queue)), utilisation=st.floats(0.05, 0.99))
+def test_times_of_roads_and_stations_equal_their_plain_twin(seed: int, queue: Queue, utilisation: float) -> None:
+    model = traffic_model(load_roads("city12"), load_stations(queue))
+    most = np.concatenate([3.0 * model.network.capacity_veh_per_h, utilisation * model.stations.capacity_veh_per_h])
+    flow = np.random.default_rng(seed).uniform(0.05 * most, most, (3, len(most)))
+    expected = np.stack([times_reference(model, row) for row in flow])
+    times, one, slope = np.empty(flow.shape), np.empty(len(most)), np.empty(len(most))
+    time_rows(0, 3, model.graph.arrays, np.zeros(len(most)), flow, times)
+    np.testing.assert_allclose(times, expected, rtol=1e-11)
+    resource_times(model.graph.arrays, flow[0], np.zeros(len(most)), one, slope)
+    np.testing.assert_array_equal(one, times[0])
+    eps = 1e-4
+    ahead = times_reference(model, flow[0] + eps)
+    np.testing.assert_allclose(slope, (ahead - times_reference(model, flow[0] - eps)) / (2 * eps), rtol=1e-3, atol=1e-9)

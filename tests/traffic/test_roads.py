@@ -191,6 +191,8 @@ def test_export_without_positions_or_with_other_flows_is_refused() -> None:
 def test_the_plot_draws_every_link_and_node() -> None:
     figure_module = pytest.importorskip("matplotlib.figure")
     axes = figure_module.Figure().subplots()
-    load_roads("city12").plot(axes, np.full(40, 500.0))
+    assert load_roads("city12").plot(np.full(40, 500.0), axes) is axes.figure
+    (own,) = load_roads("city12").plot(np.full(40, 500.0)).axes
+    assert len(own.lines) == 40 + 1
     assert len(axes.lines) == 40 + 1
     assert [text.get_text() for text in axes.texts] == [str(node) for node in range(1, 13)]

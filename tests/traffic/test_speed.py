@@ -10,6 +10,7 @@ import pytest
 from evcs_gym.envs.errors import ConfigError, DataError
 from evcs_gym.envs.traffic import assign, load_roads, synthetic_roads
 from evcs_gym.evaluation import speed_traffic as timing
+from evcs_gym.evaluation.speed import SpeedRow
 
 PEER = """#!{python}
 import json, numpy as np, sys
@@ -64,6 +65,8 @@ def test_rows_stand_alone_without_data_and_peer(
     assert [row.case for row in rows[8:10]] == ["davidson", "erlang"]
     assert rows[-1].case.startswith("city12, answer to prices")
     assert all(row.seconds_per_item * row.items_per_second == pytest.approx(1.0) for row in rows)
+    assert list(rows[0].as_dict())[:6] == list(SpeedRow.__dataclass_fields__)[:6]
+    assert all(row.as_dict()["buses"] is None for row in rows)
     assert "SiouxFalls_net.tntp, its rows are left out" in caplog.text
     assert "the rows of AequilibraE are left out" in caplog.text
 
