@@ -136,8 +136,8 @@ def _advance(
 ) -> None:
     """New voltages of all rows from branch currents, which give way to the load currents at these voltages.
 
-    loaded: (N,), 0 for rows without any load, whose divisions are spared. change_sq: written, the largest squared change
-    of each lane.
+    loaded: (N,), 0 for rows without any load, whose divisions are spared. change_sq: written, the largest squared
+    change of each lane.
     """
     largest = splat(0.0)
     for row in range(1, parent_row.size):
