@@ -126,6 +126,7 @@ def collect(parent_row: IntArray, current: FloatArray) -> None:
 def _advance(
     parent_row: IntArray,
     impedance: FloatArray,
+    loaded: IntArray,
     load: FloatArray,
     bank: IntArray,
     susceptance: FloatArray,
@@ -135,7 +136,8 @@ def _advance(
 ) -> None:
     """New voltages of all rows from branch currents, which give way to the load currents at these voltages.
 
-    change_sq: written, the largest squared change of each lane.
+    loaded: (N,), 0 for rows without any load, whose divisions are spared. change_sq: written, the largest squared
+    change of each lane.
     """
     largest = splat(0.0)
     for row in range(1, parent_row.size):
@@ -162,6 +164,10 @@ def _advance(
             largest = larger(largest, d_re * d_re + d_im * d_im)
             put(voltage, re, v_re)
             put(voltage, im, v_im)
+            if loaded[row] == 0:
+                put(current, re, splat(0.0))
+                put(current, im, splat(0.0))
+                continue
             p, q = get(load, re), get(load, im)
             scale = splat(1.0) / (v_re * v_re + v_im * v_im)
             put(current, re, (p * v_re + q * v_im) * scale)  # the current of (P1)
@@ -266,6 +272,15 @@ def judge(
 
 
 @compiled
+def _any_load(row: int, load: FloatArray) -> int:
+    """1 if any lane has a load in this row."""
+    for k in range(row * ROW, (row + 1) * ROW):
+        if load[k] != 0.0:
+            return 1
+    return 0
+
+
+@compiled
 def keep(chosen: FloatArray, voltage: FloatArray, final: FloatArray) -> None:
     """Copy the voltages of the chosen lanes."""
     mask = get(chosen, uintp(0))
@@ -300,12 +315,15 @@ def settle(
         chosen[lane] = 1.0 if n_sweeps[lane] == 0 else 0.0
     keep(chosen, voltage, final)
     inject(bank, load, susceptance, voltage, current)
+    loaded = counts(parent_row.size)
+    for row in range(loaded.size):
+        loaded[row] = _any_load(row, load)
     iteration = 0
     goes_on = True
     while goes_on:
         iteration += 1
         collect(parent_row, current)
-        _advance(parent_row, impedance, load, bank, susceptance, voltage, current, change_sq)
+        _advance(parent_row, impedance, loaded, load, bank, susceptance, voltage, current, change_sq)
         goes_on = judge(iteration, limit, tolerance_pu, change_sq, chosen, n_sweeps)
         any_chosen = False
         for lane in range(LANES):

@@ -7,7 +7,8 @@ What a search knows lies in one row of ``memo`` (see the columns), so that the s
 A search brackets the factor between a low end that has passed a power flow and a high end that has not. Each kind of
 limit has its own excess at both ends; the next factor tried is the nearest of their zeros by regula falsi, weights of
 an end that stays shrunk by Anderson and Bjorck (1973, 10.1007/BF01951936). A limit that the base load itself touches
-has no zero to aim at from below: there the line through the last two failures is used.
+has no zero to aim at from below: there the line through the last two failures is used, or a parabola where such a limit
+gains room at first.
 """
 
 from typing import Any, Final
@@ -180,6 +181,7 @@ def _aim(k: int, memo: FloatArray) -> None:
         else:
             found = _beyond(k, kind, memo)
             close |= abs(found) * (high - low) <= _FACTOR_STEP
+            found = min(found, _beside_zero(k, kind, memo))
             share = min(share, found if found > 0.0 else 0.5)
     memo[k, TRIED] = low + (high - low) * min(max(share, _CLOSEST), 1.0 - _CLOSEST)
     if close:
@@ -201,6 +203,26 @@ def _beyond(k: int, kind: int, memo: FloatArray) -> float:
     if previous <= high or then <= now:
         return 0.5
     return float(1.0 - now * (previous - high) / (then - now) / (high - memo[k, LOW]))
+
+
+@compiled
+def _beside_zero(k: int, kind: int, memo: FloatArray) -> float:
+    """The same where the limit is touched at factor 0, gains room at first and is broken later; 1 where it is not.
+
+    The other zero of the parabola through the excess at 0, at the high end and at the low end, or the last high one.
+    """
+    high, other = memo[k, _HIGH], memo[k, LOW]
+    there = memo[k, _LOW_EXCESS + kind]
+    if other == 0.0:
+        other, there = memo[k, _PREVIOUS], memo[k, _PREVIOUS_EXCESS + kind]
+        if other <= high:
+            return 1.0
+    rise = (memo[k, _HIGH_EXCESS + kind] - memo[k, _AT_ZERO + kind]) / high
+    bend = ((there - memo[k, _AT_ZERO + kind]) / other - rise) / (other - high)
+    if bend <= 0.0:
+        return 1.0
+    found = (high - rise / bend - memo[k, LOW]) / (high - memo[k, LOW])
+    return float(found if found > _CLOSEST else 1.0)
 
 
 @entry

@@ -235,6 +235,20 @@ def test_a_case_is_bitwise_the_same_in_every_batch(seed: int, n_cases: int) -> N
         assert np.array_equal(getattr(alone, field)[0], expected[0])
 
 
+@given(seed=st.integers(0, 10**6))
+@settings(deadline=None, max_examples=15)
+def test_rows_that_only_some_cases_load_are_bitwise_the_same(seed: int) -> None:
+    """A bus without load in all cases of a block is not computed; with a neighbour's load it is."""
+    feeder, rng = load_feeder("synthetic33"), np.random.default_rng(seed)
+    load = cases(feeder, LANES, seed) * rng.choice([0.0, 3.0], (LANES, 33, 1), p=[0.8, 0.2])
+    whole = power_flow(feeder, load)
+    for k in range(LANES):
+        alone = power_flow(feeder, load[k : k + 1])
+        assert np.array_equal(alone.voltage_pu[0], whole.voltage_pu[k])
+        assert alone.loss_kw[0] == whole.loss_kw[k]
+        np.testing.assert_allclose(alone.voltage_pu[0], sweep_reference(feeder, load[k])[0], rtol=0, atol=1e-14)
+
+
 def test_threads_give_bitwise_the_same_as_one() -> None:
     feeder = load_feeder("synthetic33")
     load = cases(feeder, 26 * LANES + 3)
