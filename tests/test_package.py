@@ -24,7 +24,7 @@ IMPORT_CPU_S = 1.0
 """What `import evcs_gym.envs` may take: the best of three, in CPU time, since tests share their cores."""
 SHIPPED_DATA_BYTES = 3e6
 
-SIMULATED = {"P1", "P2", "P3", "P4", "P5", "P6", "P7", "N1", "N2", "N4"}
+SIMULATED = {"P1", "P2", "P3", "P4", "P5", "P6", "P7", "P8", "N1", "N2", "N4"}
 SIMULATED |= {"T1", "T2", "T3", "T4", "T5", "T6", "5", "6"}
 """Equations of the model that stand as a comment `# (P1)` where the world computes them."""
 PROGRAMMED = {"5", "6", "7", "8"}

@@ -6,8 +6,8 @@ Three buffers (loads, voltages, currents) are all that a sweep touches; for 33 b
 A sweep reads each twice: currents are collected towards the source, then, going outwards, a row's voltage, its change
 and its load current for the next sweep are computed while they are in registers.
 
-Every lane is computed by the same operations whatever its neighbours are, and its result is written at the sweep in
-which it converges; unused lanes repeat the last case: results do not depend on the batch. Fused multiply-add is the
+Every lane is computed by the same operations whatever its neighbours are, and its result is kept at the sweep in which
+it converges; unused lanes repeat the last case: results do not depend on the batch. Fused multiply-add is the
 one liberty the compiler has.
 
 Arrays are float64 and, but for the loads handed in, in per unit; a complex array (.., 3) arrives as its real view
@@ -20,10 +20,12 @@ from typing import Any, Final, TypeVar, cast
 import numpy as np
 from numba import njit, uintp
 
-from evcs_gym.envs.grid.simd import LANES, get, larger, put, splat
+from evcs_gym.envs.grid.simd import LANES, get, larger, pick, put, splat
 from evcs_gym.envs.types import FloatArray, IntArray
 
 ROW: Final = 6 * LANES
+BANK: Final = 3 * LANES
+"""Numbers of a capacitor bank: the susceptance of every phase of all lanes."""
 PER_MATRIX: Final = 18
 """Numbers of a complex 3x3 matrix."""
 _IM: Final = LANES
@@ -44,15 +46,31 @@ def entry(function: _Function) -> _Function:
 
 
 @compiled
-def _inject(voltage: FloatArray, load: FloatArray, current: FloatArray, n_rows: int) -> None:
-    """Load currents of all rows at the start voltages."""
-    for k in range(1 * 3, n_rows * 3):
-        re = uintp(k * _PHASE)
+def compensate(k: Any, at: Any, susceptance: FloatArray, voltage: FloatArray, current: FloatArray) -> None:
+    """Add the capacitor currents of the row at ``k`` to its load currents."""
+    for phase in range(3):
+        re = k + uintp(phase * _PHASE)
         im = re + uintp(_IM)
-        v_re, v_im, p, q = get(voltage, re), get(voltage, im), get(load, re), get(load, im)
-        scale = splat(1.0) / (v_re * v_re + v_im * v_im)
-        put(current, re, (p * v_re + q * v_im) * scale)  # (P1)
-        put(current, im, (p * v_im - q * v_re) * scale)
+        b = get(susceptance, at + uintp(phase * LANES))
+        put(current, re, get(current, re) - b * get(voltage, im))  # (P8)
+        put(current, im, get(current, im) + b * get(voltage, re))
+
+
+@compiled
+def _inject(
+    bank: IntArray, load: FloatArray, susceptance: FloatArray, voltage: FloatArray, current: FloatArray
+) -> None:
+    """Load currents of all rows at the start voltages."""
+    for row in range(1, bank.size):
+        for phase in range(3):
+            re = uintp(row * ROW + phase * _PHASE)
+            im = re + uintp(_IM)
+            v_re, v_im, p, q = get(voltage, re), get(voltage, im), get(load, re), get(load, im)
+            scale = splat(1.0) / (v_re * v_re + v_im * v_im)
+            put(current, re, (p * v_re + q * v_im) * scale)  # (P1)
+            put(current, im, (p * v_im - q * v_re) * scale)
+        if bank[row] >= 0:
+            compensate(uintp(row * ROW), uintp(bank[row] * BANK), susceptance, voltage, current)
 
 
 @compiled
@@ -91,6 +109,8 @@ def _advance(
     parent_row: IntArray,
     impedance: FloatArray,
     load: FloatArray,
+    bank: IntArray,
+    susceptance: FloatArray,
     voltage: FloatArray,
     current: FloatArray,
     change_sq: FloatArray,
@@ -128,12 +148,14 @@ def _advance(
             scale = splat(1.0) / (v_re * v_re + v_im * v_im)
             put(current, re, (p * v_re + q * v_im) * scale)  # the current of (P1)
             put(current, im, (p * v_im - q * v_re) * scale)
+        if bank[row] >= 0:
+            compensate(k, uintp(bank[row] * BANK), susceptance, voltage, current)
     put(change_sq, uintp(0), largest)
 
 
 @compiled
-def _lost(voltage: FloatArray, current: FloatArray, n_rows: int, loss: FloatArray) -> None:
-    """Loss of each lane from voltages and load currents: what the source sends less what the loads draw.
+def _lost(voltage: FloatArray, current: FloatArray, n_rows: int, chosen: FloatArray, loss: FloatArray) -> None:
+    """Loss of the chosen lanes from voltages and load currents: what the source sends less what the loads draw.
 
     That is Re sum_i (V0 - V_i) conj(I_i), free of cancellation.
     """
@@ -143,7 +165,7 @@ def _lost(voltage: FloatArray, current: FloatArray, n_rows: int, loss: FloatArra
         for row in range(1, n_rows):
             k = uintp(row * ROW + part * LANES)
             total += (v0 - get(voltage, k)) * get(current, k)
-    put(loss, uintp(0), total)
+    put(loss, uintp(0), pick(get(chosen, uintp(0)), total, get(loss, uintp(0))))
 
 
 @compiled
@@ -154,6 +176,7 @@ def gather(
     present: FloatArray,
     source: FloatArray,
     load_kva: FloatArray,
+    at: IntArray,
     pu_per_kva: float,
     start_pu: FloatArray,
     load: FloatArray,
@@ -165,14 +188,39 @@ def gather(
         bus = order[row]
         for lane in range(LANES):
             case = first + min(lane, n_lanes - 1)
-            at = row * ROW + lane
+            entry_of_case = at[case]
+            k = row * ROW + lane
             for part in range(6):
-                load[at + part * LANES] = load_kva[case, bus, part] * pu_per_kva
-                voltage[at + part * LANES] = source[case, part]
+                load[k + part * LANES] = load_kva[entry_of_case, bus, part] * pu_per_kva
+                voltage[k + part * LANES] = source[entry_of_case, part]
             if warm and row > 0:
                 for part in range(6):
                     if present[row, part // 2] != 0.0:
-                        voltage[at + part * LANES] = start_pu[case, bus, part]
+                        voltage[k + part * LANES] = start_pu[case, bus, part]
+
+
+@compiled
+def gather_banks(
+    first: int, n_lanes: int, at: IntArray, capacitor_kvar: FloatArray, pu_per_kva: float, susceptance: FloatArray
+) -> None:
+    """Susceptances of a block in per unit: the reactive power at nominal voltage."""
+    for k in range(capacitor_kvar.shape[1]):
+        for phase in range(3):
+            for lane in range(LANES):
+                kvar = capacitor_kvar[at[first + min(lane, n_lanes - 1)], k, phase]
+                susceptance[k * BANK + phase * LANES + lane] = kvar * pu_per_kva
+
+
+@compiled
+def inject_stations(
+    first: int, n_lanes: int, position_kw: FloatArray, station_row: IntArray, pu_per_kva: float, load: FloatArray
+) -> None:
+    """Take the net positions of stations, balanced and at unity power factor, from the loads of a block."""
+    for station in range(station_row.size):
+        for lane in range(LANES):
+            injected = position_kw[first + min(lane, n_lanes - 1), station] / 3.0 * pu_per_kva  # (N1)
+            for phase in range(3):
+                load[station_row[station] * ROW + phase * _PHASE + lane] -= injected
 
 
 @compiled
@@ -187,41 +235,94 @@ def publish(
 
 
 @compiled
-def _sweep(
-    parent_row: IntArray,
-    impedance: FloatArray,
-    load: FloatArray,
-    voltage: FloatArray,
-    current: FloatArray,
-    change_sq: FloatArray,
-) -> None:
-    """One iteration: currents collected towards the source, then voltages outwards."""
-    _collect(parent_row, current)
-    _advance(parent_row, impedance, load, voltage, current, change_sq)
+def judge(
+    iteration: int, limit: int, tolerance_pu: float, change_sq: FloatArray, chosen: FloatArray, n_sweeps: IntArray
+) -> bool:
+    """Mark the lanes that end with this sweep; whether any goes on. chosen: 1 where the voltages are to be kept."""
+    goes_on = False
+    for lane in range(LANES):
+        chosen[lane] = 0.0
+        if n_sweeps[lane] != 0:
+            continue
+        if change_sq[lane] <= tolerance_pu * tolerance_pu:
+            n_sweeps[lane] = iteration
+            chosen[lane] = 1.0
+        elif not change_sq[lane] < np.inf:  # collapse: the voltages are no longer finite
+            n_sweeps[lane] = -iteration
+        elif iteration == limit:
+            n_sweeps[lane] = -iteration
+            chosen[lane] = 1.0
+        else:
+            goes_on = True
+    return goes_on
 
 
 @compiled
-def _replay(
-    n_sweeps: int,
-    first: int,
-    n_lanes: int,
-    order: IntArray,
+def keep(chosen: FloatArray, voltage: FloatArray, final: FloatArray) -> None:
+    """Copy the voltages of the chosen lanes."""
+    mask = get(chosen, uintp(0))
+    for k in range(0, voltage.size, LANES):
+        put(final, uintp(k), pick(mask, get(voltage, uintp(k)), get(final, uintp(k))))
+
+
+@compiled
+def settle(
     parent_row: IntArray,
     impedance: FloatArray,
-    present: FloatArray,
-    source: FloatArray,
-    load_kva: FloatArray,
-    pu_per_kva: float,
-    start_pu: FloatArray,
-) -> FloatArray:
-    """Voltages of a block after ``n_sweeps`` sweeps: how a lane stood before the sweep that broke it."""
-    size = order.size * ROW
-    load, voltage, current, change_sq = np.empty(size), np.empty(size), np.empty(size), np.empty(LANES)
-    gather(first, n_lanes, order, present, source, load_kva, pu_per_kva, start_pu, load, voltage)
-    _inject(voltage, load, current, order.size)
-    for _ in range(n_sweeps):
-        _sweep(parent_row, impedance, load, voltage, current, change_sq)
-    return voltage
+    bank: IntArray,
+    tolerance_pu: float,
+    limit: int,
+    load: FloatArray,
+    susceptance: FloatArray,
+    voltage: FloatArray,
+    current: FloatArray,
+    final: FloatArray,
+    change_sq: FloatArray,
+    chosen: FloatArray,
+    loss: FloatArray,
+    n_sweeps: IntArray,
+) -> None:
+    """Sweep a block until each of its lanes has converged, collapsed or used up its sweeps.
+
+    load, susceptance, voltage: the block, voltage where it starts. n_sweeps (LANES,): 0 for the lanes to solve; becomes
+    the sweeps used, negative without convergence. Written for these lanes, at the sweep that ends them: final, their
+    voltages (after a collapse those of the start), and loss (LANES,).
+    """
+    for lane in range(LANES):
+        chosen[lane] = 1.0 if n_sweeps[lane] == 0 else 0.0
+    keep(chosen, voltage, final)
+    _inject(bank, load, susceptance, voltage, current)
+    iteration = 0
+    goes_on = True
+    while goes_on:
+        iteration += 1
+        _collect(parent_row, current)
+        _advance(parent_row, impedance, load, bank, susceptance, voltage, current, change_sq)
+        goes_on = judge(iteration, limit, tolerance_pu, change_sq, chosen, n_sweeps)
+        any_chosen = False
+        for lane in range(LANES):
+            any_chosen |= chosen[lane] != 0.0
+        if any_chosen:
+            keep(chosen, voltage, final)
+            _lost(voltage, current, parent_row.size, chosen, loss)
+
+
+@compiled
+def retry(used: IntArray, before: IntArray) -> bool:
+    """Make the lanes that did not converge ready for another start; whether there are any."""
+    any_left = False
+    for lane in range(LANES):
+        if used[lane] < 0:
+            before[lane] = -used[lane]
+            used[lane] = 0
+            any_left = True
+    return any_left
+
+
+@compiled
+def total_sweeps(used: int, before: int) -> int:
+    """Sweeps of both starts, negative where the last one did not converge."""
+    return used + before if used > 0 else used - before
 
 
 @entry
@@ -232,9 +333,14 @@ def solve(
     parent_row: IntArray,
     impedance: FloatArray,
     present: FloatArray,
+    bank: IntArray,
+    station_row: IntArray,
     source: FloatArray,
     load_kva: FloatArray,
+    capacitor_kvar: FloatArray,
     pu_per_kva: float,
+    at: IntArray,
+    position_kw: FloatArray,
     start_pu: FloatArray,
     tolerance_pu: float,
     max_iterations: int,
@@ -242,51 +348,41 @@ def solve(
     loss_pu: FloatArray,
     n_sweeps: IntArray,
 ) -> None:
-    """Solve the cases first_case .. end_case - 1 of the arrays, one block of lanes after the other.
+    """Solve the cases first_case .. end_case - 1, one block of lanes after the other.
 
-    order, parent_row: (N,) bus of each row and row of its parent. impedance: (N * 18,) per row. present: (N, 3) per
-    row, 1 or 0. source: (B, 6) voltage of the source. load_kva: (B, N, 6). start_pu: (B, N, 6), or (0, 0, 0) to start
-    from the source voltage. Written: voltage_pu (B, N, 6); loss_pu (B,), untouched where a case does not converge;
-    n_sweeps (B,), the sweeps used, negative where a case does not converge.
+    The network, in sweep order: order, parent_row (N,), bus of each row and row of its parent; impedance (N * 18,);
+    present (N, 3), 1 or 0; bank (N,), the capacitor bank of a row or -1; station_row (S,), the row of each station.
+    What lies ready, M entries of which case b takes at[b]: source (M, 6), voltage of the source; load_kva (M, N, 6);
+    capacitor_kvar (M, K, 3). What is the case's own, B: at (B,); position_kw (B, S), injected by the stations; start_pu
+    (B, N, 6), or (0, 0, 0) to start from the source voltage. Written: voltage_pu (B, N, 6), which may be start_pu;
+    loss_pu (B,), untouched where a case does not converge; n_sweeps (B,), the sweeps used, negative where a case does
+    not converge. A case that does not converge from start_pu is solved again from the source voltage.
     """
     size = order.size * ROW
-    load, voltage, current = np.empty(size), np.empty(size), np.empty(size)
-    change_sq, loss = np.empty(LANES), np.empty(LANES)
-    pending = np.empty(LANES, dtype=np.bool_)
+    load, voltage, current, final = np.empty(size), np.empty(size), np.empty(size), np.empty(size)
+    susceptance = np.empty(capacitor_kvar.shape[1] * BANK)
+    change_sq, chosen, loss = np.empty(LANES), np.empty(LANES), np.empty(LANES)
+    used, before = np.empty(LANES, dtype=np.int64), np.empty(LANES, dtype=np.int64)
     for first in range(first_case, end_case, LANES):
         n_lanes = min(LANES, end_case - first)
-        gather(first, n_lanes, order, present, source, load_kva, pu_per_kva, start_pu, load, voltage)
-        _inject(voltage, load, current, order.size)
+        gather_banks(first, n_lanes, at, capacitor_kvar, pu_per_kva, susceptance)
+        for lane in range(LANES):
+            used[lane] = 0
+            before[lane] = 0
+        start = start_pu
+        goes_on = True
+        while goes_on:
+            gather(first, n_lanes, order, present, source, load_kva, at, pu_per_kva, start, load, voltage)
+            inject_stations(first, n_lanes, position_kw, station_row, pu_per_kva, load)
+            settle(
+                parent_row, impedance, bank, tolerance_pu, max_iterations,
+                load, susceptance, voltage, current, final, change_sq, chosen, loss, used,
+            )  # fmt: skip
+            goes_on = start.shape[0] > 0 and retry(used, before)
+            start = start_pu[:0]
         for lane in range(n_lanes):
-            pending[lane] = True
-        n_pending = n_lanes
-        for iteration in range(1, max_iterations + 1):
-            _sweep(parent_row, impedance, load, voltage, current, change_sq)
-            lost = False
-            for lane in range(n_lanes):
-                if not pending[lane]:
-                    continue
-                case = first + lane
-                converged = change_sq[lane] <= tolerance_pu * tolerance_pu
-                # Collapse: the new voltages are not finite, those before are the last that were.
-                collapsed = not change_sq[lane] < np.inf
-                if not (converged or collapsed or iteration == max_iterations):
-                    continue
-                if collapsed:
-                    before = _replay(
-                        iteration - 1, first, n_lanes, order, parent_row, impedance, present, source, load_kva,
-                        pu_per_kva, start_pu,
-                    )  # fmt: skip
-                    publish(lane, case, order, present, before, voltage_pu)
-                else:
-                    publish(lane, case, order, present, voltage, voltage_pu)
-                if converged:
-                    if not lost:
-                        _lost(voltage, current, order.size, loss)
-                        lost = True
-                    loss_pu[case] = loss[lane]
-                n_sweeps[case] = iteration if converged else -iteration
-                pending[lane] = False
-                n_pending -= 1
-            if n_pending == 0:
-                break
+            case = first + lane
+            publish(lane, case, order, present, final, voltage_pu)
+            n_sweeps[case] = total_sweeps(used[lane], before[lane])
+            if used[lane] > 0:
+                loss_pu[case] = loss[lane]

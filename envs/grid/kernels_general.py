@@ -10,7 +10,21 @@ import numpy as np
 from numba import uintp
 
 from evcs_gym.envs.grid.flags import HAS_DELTA, HAS_SHARES, HAS_SHUNT, HAS_TRANSFER
-from evcs_gym.envs.grid.kernels import PER_MATRIX, ROW, compiled, entry, gather, publish
+from evcs_gym.envs.grid.kernels import (
+    BANK,
+    PER_MATRIX,
+    ROW,
+    compensate,
+    compiled,
+    entry,
+    gather,
+    gather_banks,
+    judge,
+    keep,
+    publish,
+    retry,
+    total_sweeps,
+)
 from evcs_gym.envs.grid.simd import LANES, get, larger, put, root, splat
 from evcs_gym.envs.types import FloatArray, IntArray
 
@@ -95,7 +109,14 @@ def _draw_delta(table: FloatArray, t: Any, delta: FloatArray, voltage: FloatArra
 
 @compiled
 def _draw(
-    flags: IntArray, table: FloatArray, load: FloatArray, delta: FloatArray, voltage: FloatArray, current: FloatArray
+    flags: IntArray,
+    table: FloatArray,
+    bank: IntArray,
+    load: FloatArray,
+    delta: FloatArray,
+    susceptance: FloatArray,
+    voltage: FloatArray,
+    current: FloatArray,
 ) -> None:
     """Load and shunt currents of all rows."""
     for row in range(1, flags.size):
@@ -109,6 +130,8 @@ def _draw(
                 re = k + uintp(phase * _PHASE)
                 put(current, re, get(current, re) + _product_re(table, at, voltage, k))  # (P6)
                 put(current, re + uintp(_IM), get(current, re + uintp(_IM)) + _product_im(table, at, voltage, k))
+        if bank[row] >= 0:
+            compensate(k, uintp(bank[row] * BANK), susceptance, voltage, current)
 
 
 @compiled
@@ -170,6 +193,38 @@ def _advance(
     put(change_sq, uintp(0), largest)
 
 
+@compiled
+def _settle(
+    parent_row: IntArray,
+    flags: IntArray,
+    table: FloatArray,
+    bank: IntArray,
+    tolerance_pu: float,
+    limit: int,
+    load: FloatArray,
+    delta: FloatArray,
+    susceptance: FloatArray,
+    voltage: FloatArray,
+    current: FloatArray,
+    final: FloatArray,
+    n_sweeps: IntArray,
+) -> None:
+    """As ``kernels.settle``, without losses."""
+    change_sq, chosen = np.empty(LANES), np.empty(LANES)
+    for lane in range(LANES):
+        chosen[lane] = 1.0 if n_sweeps[lane] == 0 else 0.0
+    keep(chosen, voltage, final)
+    iteration = 0
+    goes_on = True
+    while goes_on:
+        iteration += 1
+        _draw(flags, table, bank, load, delta, susceptance, voltage, current)
+        _collect(parent_row, flags, table, current)
+        _advance(parent_row, flags, table, voltage, current, change_sq)
+        goes_on = judge(iteration, limit, tolerance_pu, change_sq, chosen, n_sweeps)
+        keep(chosen, voltage, final)
+
+
 @entry
 def solve_general(
     first_case: int,
@@ -180,53 +235,49 @@ def solve_general(
     table: FloatArray,
     present: FloatArray,
     no_load_pu: FloatArray,
+    bank: IntArray,
     source: FloatArray,
     load_kva: FloatArray,
     delta_kva: FloatArray,
+    capacitor_kvar: FloatArray,
     pu_per_kva: float,
+    at: IntArray,
     start_pu: FloatArray,
     tolerance_pu: float,
     max_iterations: int,
     voltage_pu: FloatArray,
     n_sweeps: IntArray,
 ) -> None:
-    """As ``kernels.solve``, with flags (N,) and table (N * TABLE,) per row, and delta_kva (B, N, 6) beside load_kva.
+    """As ``kernels.solve``, with flags (N,) and table (N * TABLE,) per row, and delta_kva (M, N, 6) beside load_kva.
 
     no_load_pu: (N, 6) per row, the voltages without loads or shunts from a source of 1 pu: a cold start begins there.
     """
     size = order.size * ROW
     load, delta = np.empty(size), np.empty(size)
-    voltage, current, before = np.empty(size), np.empty(size), np.empty(size)
-    change_sq = np.empty(LANES)
-    pending = np.empty(LANES, dtype=np.bool_)
+    voltage, current, final = np.empty(size), np.empty(size), np.empty(size)
+    susceptance = np.empty(capacitor_kvar.shape[1] * BANK)
+    used, before = np.empty(LANES, dtype=np.int64), np.empty(LANES, dtype=np.int64)
     for first in range(first_case, end_case, LANES):
         n_lanes = min(LANES, end_case - first)
-        gather(first, n_lanes, order, present, source, delta_kva, pu_per_kva, start_pu, delta, voltage)
-        gather(first, n_lanes, order, present, source, load_kva, pu_per_kva, start_pu, load, voltage)
-        _start(first, n_lanes, present, source, no_load_pu, start_pu, voltage)
+        gather_banks(first, n_lanes, at, capacitor_kvar, pu_per_kva, susceptance)
+        gather(first, n_lanes, order, present, source, delta_kva, at, pu_per_kva, start_pu, delta, voltage)
+        for lane in range(LANES):
+            used[lane] = 0
+            before[lane] = 0
+        start = start_pu
+        goes_on = True
+        while goes_on:
+            gather(first, n_lanes, order, present, source, load_kva, at, pu_per_kva, start, load, voltage)
+            _start(first, n_lanes, present, source, at, no_load_pu, start, voltage)
+            _settle(
+                parent_row, flags, table, bank, tolerance_pu, max_iterations,
+                load, delta, susceptance, voltage, current, final, used,
+            )  # fmt: skip
+            goes_on = start.shape[0] > 0 and retry(used, before)
+            start = start_pu[:0]
         for lane in range(n_lanes):
-            pending[lane] = True
-        n_pending = n_lanes
-        for iteration in range(1, max_iterations + 1):
-            for k in range(size):
-                before[k] = voltage[k]
-            _draw(flags, table, load, delta, voltage, current)
-            _collect(parent_row, flags, table, current)
-            _advance(parent_row, flags, table, voltage, current, change_sq)
-            for lane in range(n_lanes):
-                if not pending[lane]:
-                    continue
-                converged = change_sq[lane] <= tolerance_pu * tolerance_pu
-                # Collapse: the new voltages are not finite, those before are the last that were.
-                collapsed = not change_sq[lane] < np.inf
-                if not (converged or collapsed or iteration == max_iterations):
-                    continue
-                publish(lane, first + lane, order, present, before if collapsed else voltage, voltage_pu)
-                n_sweeps[first + lane] = iteration if converged else -iteration
-                pending[lane] = False
-                n_pending -= 1
-            if n_pending == 0:
-                break
+            publish(lane, first + lane, order, present, final, voltage_pu)
+            n_sweeps[first + lane] = total_sweeps(used[lane], before[lane])
 
 
 @compiled
@@ -235,6 +286,7 @@ def _start(
     n_lanes: int,
     present: FloatArray,
     source: FloatArray,
+    at: IntArray,
     no_load_pu: FloatArray,
     start_pu: FloatArray,
     voltage: FloatArray,
@@ -246,8 +298,7 @@ def _start(
             if warm and present[row, phase] != 0.0:
                 continue
             for lane in range(LANES):
-                case = first + min(lane, n_lanes - 1)
-                size = source[case, 0]  # phase a of the source lies on the real axis
-                at = row * ROW + phase * _PHASE + lane
-                voltage[at] = size * no_load_pu[row, 2 * phase]
-                voltage[at + _IM] = size * no_load_pu[row, 2 * phase + 1]
+                size = source[at[first + min(lane, n_lanes - 1)], 0]  # phase a of the source lies on the real axis
+                k = row * ROW + phase * _PHASE + lane
+                voltage[k] = size * no_load_pu[row, 2 * phase]
+                voltage[k + _IM] = size * no_load_pu[row, 2 * phase + 1]

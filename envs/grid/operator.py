@@ -126,7 +126,7 @@ def with_stations(base_load_kva: ComplexArray, position_kw: FloatArray, station_
     """Loads (B, N, 3) of the base load and of stations, which inject balanced at unity power factor."""
     load = base_load_kva.copy()
     for station, bus in enumerate(station_bus.tolist()):
-        load[:, bus] -= position_kw[:, station, None] / 3.0  # (N1)
+        load[:, bus] -= position_kw[:, station, None] / 3.0
     return load
 
 

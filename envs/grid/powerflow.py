@@ -28,14 +28,15 @@ _PARALLEL_FROM: Final = 48 * LANES
 """Cases from which threads pay for their launch (about a millisecond of work)."""
 _PHASES: Final = ("a", "b", "c")
 _NO_START: Final = np.empty((0, 0, 0))
+_NO_STATION: Final = np.empty(0, dtype=np.int64)
 
 
 @dataclass(frozen=True, eq=False)
 class PowerFlow:
     """Result of a batch of power flows.
 
-    voltage_pu: complex (B, N, 3), 0 on absent phases. Where a case did not converge it holds the last finite
-        iterate, which is no solution.
+    voltage_pu: complex (B, N, 3), 0 on absent phases. Where a case did not converge it holds finite voltages that are
+        no solution.
     loss_kw: (B,) active power of the source less that of the loads [kW]; 0 where the case did not converge.
     iterations: (B,) sweeps used.
     converged: (B,) whether max |change| fell to the tolerance. False means voltage collapse or too few iterations.
@@ -55,6 +56,7 @@ def power_flow(
     max_iterations: int = 100,
     warm_start: ArrayLike | None = None,
     delta_kva: ArrayLike | None = None,
+    capacitor_kvar: ArrayLike | None = None,
 ) -> PowerFlow:
     """Voltages of a batch of loads on one feeder.
 
@@ -63,7 +65,8 @@ def power_flow(
         voltage in the last sweep. warm_start: complex (B, N, 3), voltages to start from, such as the last result;
         cases that do not converge from there are solved again from the source voltage. delta_kva: complex (B, N, 3),
         loads between phases ab, bc, ca [kVA] of a feeder with equipment; its nominal ones by default. There the powers
-        of all loads are those at nominal voltage, of which the feeder's shares depend on the voltage.
+        of all loads are those at nominal voltage, of which the feeder's shares depend on the voltage. capacitor_kvar:
+        (B, N, 3), what capacitors between phase and neutral give at nominal voltage [kvar], beside those of the feeder.
 
     A case that does not converge is marked in ``converged``; it never raises and never yields NaN. The result of a
     case is the same bit for bit whatever else is in the batch. From 384 cases on the work is spread over
@@ -84,17 +87,11 @@ def power_flow(
     _check_limits(tolerance_pu, max_iterations)
     start = None if warm_start is None else _checked_start(warm_start, load.shape)
     delta = _checked_delta(feeder, delta_kva, n_cases)
-    flow = _solve(feeder, load, delta, source, start, tolerance_pu, max_iterations)
-    if start is None or flow.converged.all():
-        return flow
-    again = np.flatnonzero(~flow.converged)
-    some = None if delta is None else delta[again]
-    cold = _solve(feeder, load[again], some, source[again], None, tolerance_pu, max_iterations)
-    flow.voltage_pu[again] = cold.voltage_pu
-    flow.loss_kw[again] = cold.loss_kw
-    flow.iterations[again] += cold.iterations
-    flow.converged[again] = cold.converged
-    return flow
+    capacitor = _checked_capacitor(feeder, capacitor_kvar, n_cases)
+    limits = (float(tolerance_pu), int(max_iterations))
+    if delta is None:
+        return _solve(feeder, load, capacitor, source, start, limits)
+    return _solve_general(feeder, load, delta, capacitor, source, start, limits)
 
 
 def voltage_unbalance_frac(voltage_pu: ComplexArray) -> FloatArray:
@@ -112,21 +109,31 @@ def voltage_unbalance_frac(voltage_pu: ComplexArray) -> FloatArray:
 
 
 def branch_current_a(
-    feeder: Feeder, load_kva: ComplexArray, voltage_pu: ComplexArray, delta_kva: ComplexArray | None = None
+    feeder: Feeder,
+    load_kva: ComplexArray,
+    voltage_pu: ComplexArray,
+    delta_kva: ComplexArray | None = None,
+    capacitor_kvar: FloatArray | None = None,
 ) -> ComplexArray:
     """Current of the branch from the parent of each bus, complex (B, N, 3) [A], from loads [kVA] and voltages [pu].
 
     Column 0 is what leaves the source; a transformer's current is that of its side away from the source. Compare
-    magnitudes with ``feeder.ampacity_a``. delta_kva: as in ``power_flow``.
+    magnitudes with ``feeder.ampacity_a``. delta_kva, capacitor_kvar: as in ``power_flow``.
     """
-    per_unit = _branch_current_pu(feeder, load_kva, voltage_pu, delta_kva)
+    per_unit = _branch_current_pu(feeder, load_kva, voltage_pu, delta_kva, capacitor_kvar)
     return np.asarray(per_unit * (PHASE_BASE_KVA / (feeder.bus_kv / math.sqrt(3.0)))[:, None])
 
 
 def _branch_current_pu(
-    feeder: Feeder, load_kva: ComplexArray, voltage_pu: ComplexArray, delta_kva: ComplexArray | None
+    feeder: Feeder,
+    load_kva: ComplexArray,
+    voltage_pu: ComplexArray,
+    delta_kva: ComplexArray | None,
+    capacitor_kvar: FloatArray | None,
 ) -> ComplexArray:
     current = _load_current_pu(feeder, load_kva, voltage_pu, delta_kva)
+    if capacitor_kvar is not None:
+        current += 1j * capacitor_kvar / PHASE_BASE_KVA * voltage_pu
     if feeder.equipment is not None:
         shunt_pu = feeder.equipment.shunt_siemens * feeder.base_ohm[:, None, None]
         current += np.einsum("nfg,bng->bnf", shunt_pu, voltage_pu)
@@ -165,42 +172,75 @@ def _rise(share_frac: FloatArray, size_pu: FloatArray) -> FloatArray:
 def _solve(
     feeder: Feeder,
     load_kva: ComplexArray,
-    delta_kva: ComplexArray | None,
+    capacitor_kvar: FloatArray | None,
     source: ComplexArray,
     start_pu: ComplexArray | None,
-    tolerance_pu: float,
-    max_iterations: int,
+    limits: tuple[float, int],
 ) -> PowerFlow:
     """The kernel's call: checked arrays in, a record out."""
-    n_cases, n_buses, _ = load_kva.shape
-    voltage = np.empty((n_cases, n_buses, 3), dtype=np.complex128)
-    loss_pu = np.zeros(n_cases)
+    n_cases = len(load_kva)
+    voltage, loss_pu = np.empty(load_kva.shape, dtype=np.complex128), np.zeros(n_cases)
     n_sweeps = np.empty(n_cases, dtype=np.int64)
+    bank, kvar = _banks(feeder, capacitor_kvar, n_cases)
+    network = (*feeder.sweep_tables, bank, _NO_STATION)
+    ready = (source.view(np.float64), load_kva.view(np.float64), kvar, 1.0 / PHASE_BASE_KVA)
     start = _NO_START if start_pu is None else start_pu.view(np.float64)
-    limits = (float(tolerance_pu), int(max_iterations))
-    per_kva = 1.0 / PHASE_BASE_KVA
-    cases = (source.view(np.float64), load_kva.view(np.float64))
-    if delta_kva is None:
-        written = (voltage.view(np.float64), loss_pu, n_sweeps)
-        arrays = (*feeder.sweep_tables, *cases, per_kva, start, *limits, *written)
-        run_rows(solve, n_cases, arrays, parallel_from=_PARALLEL_FROM, block=LANES)
-        return PowerFlow(voltage, loss_pu * PHASE_BASE_KVA, np.abs(n_sweeps), n_sweeps > 0)
-    delta = delta_kva.view(np.float64)
-    general = (*feeder.general_tables, *cases, delta, per_kva, start, *limits, voltage.view(np.float64), n_sweeps)
-    run_rows(solve_general, n_cases, general, parallel_from=_PARALLEL_FROM, block=LANES)
+    own = (np.arange(n_cases), np.empty((n_cases, 0)), start, *limits)
+    written = (voltage.view(np.float64), loss_pu, n_sweeps)
+    run_rows(solve, n_cases, (*network, *ready, *own, *written), parallel_from=_PARALLEL_FROM, block=LANES)
+    return PowerFlow(voltage, loss_pu * PHASE_BASE_KVA, np.abs(n_sweeps), n_sweeps > 0)
+
+
+def _solve_general(
+    feeder: Feeder,
+    load_kva: ComplexArray,
+    delta_kva: ComplexArray,
+    capacitor_kvar: FloatArray | None,
+    source: ComplexArray,
+    start_pu: ComplexArray | None,
+    limits: tuple[float, int],
+) -> PowerFlow:
+    """The same for a feeder with equipment."""
+    n_cases = len(load_kva)
+    voltage, n_sweeps = np.empty(load_kva.shape, dtype=np.complex128), np.empty(n_cases, dtype=np.int64)
+    bank, kvar = _banks(feeder, capacitor_kvar, n_cases)
+    powers = (load_kva.view(np.float64), delta_kva.view(np.float64), kvar, 1.0 / PHASE_BASE_KVA)
+    start = _NO_START if start_pu is None else start_pu.view(np.float64)
+    own = (np.arange(n_cases), start, *limits, voltage.view(np.float64), n_sweeps)
+    arrays = (*feeder.general_tables, bank, source.view(np.float64), *powers, *own)
+    run_rows(solve_general, n_cases, arrays, parallel_from=_PARALLEL_FROM, block=LANES)
     converged = n_sweeps > 0
     loss_kw = np.zeros(n_cases)
+    solved = voltage[converged]
+    some = None if capacitor_kvar is None else capacitor_kvar[converged]
     loss_kw[converged] = _general_loss_kw(
-        feeder, load_kva[converged], delta_kva[converged], source[converged], voltage[converged]
+        feeder, load_kva[converged], delta_kva[converged], some, source[converged], solved
     )
     return PowerFlow(voltage, loss_kw, np.abs(n_sweeps), converged)
 
 
+def _banks(feeder: Feeder, capacitor_kvar: FloatArray | None, n_cases: int) -> tuple[IntArray, FloatArray]:
+    """The bank of each row, or -1, and (B, K, 3) what the banks give [kvar]: only buses that have any take part."""
+    bank = np.full(len(feeder), -1)
+    if capacitor_kvar is None:
+        return bank, np.empty((n_cases, 0, 3))
+    order = feeder.sweep_order
+    rows = np.flatnonzero(np.asarray(capacitor_kvar.any(axis=(0, 2)))[order])
+    bank[rows] = np.arange(len(rows))
+    return bank, np.ascontiguousarray(capacitor_kvar[:, order[rows]])
+
+
 def _general_loss_kw(
-    feeder: Feeder, load_kva: ComplexArray, delta_kva: ComplexArray, source: ComplexArray, voltage_pu: ComplexArray
+    feeder: Feeder,
+    load_kva: ComplexArray,
+    delta_kva: ComplexArray,
+    capacitor_kvar: FloatArray | None,
+    source: ComplexArray,
+    voltage_pu: ComplexArray,
 ) -> FloatArray:
     """(B,) active power that leaves the source less what the loads draw [kW]."""
-    sent = (source * np.conj(_branch_current_pu(feeder, load_kva, voltage_pu, delta_kva)[:, 0])).sum(axis=-1)
+    leaving = _branch_current_pu(feeder, load_kva, voltage_pu, delta_kva, capacitor_kvar)[:, 0]
+    sent = (source * np.conj(leaving)).sum(axis=-1)
     drawn = _load_current_pu(feeder, load_kva, voltage_pu, delta_kva)
     drawn[:, 0] = 0.0
     used = (voltage_pu * np.conj(drawn)).sum(axis=(-2, -1))
@@ -214,14 +254,41 @@ def _complex_array(value: ArrayLike, name: str) -> ComplexArray:
         raise DataError(f"power_flow: {name} must be an array of complex numbers: {error}") from error
 
 
-def _check_finite(array: ComplexArray, name: str, feeder: Feeder) -> None:
+def _check_finite(array: ComplexArray | FloatArray, name: str, feeder: Feeder) -> None:
     # The sum is finite unless an entry is not, or unless they are absurdly large: one cheap pass decides.
     if not cmath.isfinite(array.sum()) and not np.isfinite(array).all():
         case, bus, phase = (int(i) for i in np.argwhere(~np.isfinite(array))[0])
         raise DataError(
-            f"power_flow: {name} must be finite, got {complex(array[case, bus, phase])} in case {case}, "
+            f"power_flow: {name} must be finite, got {array[case, bus, phase]} in case {case}, "
             f"bus {feeder.bus_name[bus]!r}, phase {_PHASES[phase]}"
         )
+
+
+def _check_phases(array: ComplexArray | FloatArray, name: str, what: str, feeder: Feeder) -> None:
+    if feeder.has_all_phases:
+        return
+    stray = (array != 0) & ~feeder.phase_present
+    if stray.any():
+        case, bus, phase = (int(i) for i in np.argwhere(stray)[0])
+        raise DataError(
+            f"power_flow: {name} of case {case} has a {what} at bus {feeder.bus_name[bus]!r}, "
+            f"phase {_PHASES[phase]}, which is absent there"
+        )
+
+
+def _checked_capacitor(feeder: Feeder, capacitor_kvar: ArrayLike | None, n_cases: int) -> FloatArray | None:
+    if capacitor_kvar is None:
+        return None
+    try:
+        kvar = np.asarray(capacitor_kvar, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"power_flow: capacitor_kvar must be an array of numbers: {error}") from error
+    shape = (n_cases, len(feeder), 3)
+    if kvar.shape != shape:
+        raise DataError(f"power_flow: capacitor_kvar must have the shape of load_kva, {shape}, got {kvar.shape}")
+    _check_finite(kvar, "capacitor_kvar", feeder)
+    _check_phases(kvar, "capacitor_kvar", "capacitor", feeder)
+    return kvar
 
 
 def _checked_load(feeder: Feeder, load_kva: ArrayLike) -> ComplexArray:
@@ -233,14 +300,7 @@ def _checked_load(feeder: Feeder, load_kva: ArrayLike) -> ComplexArray:
             f"got {load.shape}"
         )
     _check_finite(load, "load_kva", feeder)
-    if not feeder.has_all_phases:
-        stray = (load != 0) & ~feeder.phase_present
-        if stray.any():
-            case, bus, phase = (int(i) for i in np.argwhere(stray)[0])
-            raise DataError(
-                f"power_flow: load_kva of case {case} has a load at bus {feeder.bus_name[bus]!r}, "
-                f"phase {_PHASES[phase]}, which is absent there"
-            )
+    _check_phases(load, "load_kva", "load", feeder)
     # The kernel is compiled for contiguous, writable arrays; those of a day are read-only.
     load = np.ascontiguousarray(load)
     return load if load.flags.writeable else load.copy()

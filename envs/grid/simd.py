@@ -132,3 +132,14 @@ def larger(typing_context: Any, one: Any, other: Any) -> Any:
         return builder.select(builder.icmp_unsigned(">", *bits), *args)
 
     return _lanes(_lanes, _lanes), generate
+
+
+@_intrinsic
+def pick(typing_context: Any, mask: Any, one: Any, other: Any) -> Any:
+    """Lane by lane ``one`` where the mask is not zero, else ``other``."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        chosen = builder.fcmp_unordered("!=", args[0], ir.Constant(_VECTOR, [0.0] * LANES))
+        return builder.select(chosen, args[1], args[2])
+
+    return _lanes(_lanes, _lanes, _lanes), generate
