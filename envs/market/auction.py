@@ -93,7 +93,11 @@ def check_tariffs(import_eur_per_kwh: FloatArray, export_eur_per_kwh: FloatArray
     Raises:
         DataError: a tariff that is not finite. ConfigError: export + fee >= import, or a negative fee.
     """
-    prices = {"import": import_eur_per_kwh, "export": export_eur_per_kwh, "network fee": fee_eur_per_kwh}
+    prices: dict[str, FloatArray | float] = {
+        "import": import_eur_per_kwh,
+        "export": export_eur_per_kwh,
+        "network fee": fee_eur_per_kwh,
+    }
     for name, values in prices.items():
         if not np.isfinite(values).all():
             raise DataError(f"market: the {name} price must be finite, got NaN or infinity")
@@ -299,4 +303,4 @@ def _mean_ask(
     mean = 0.0
     for place in range(n_sellers):
         mean += ask[order[place]] * (accepted_kw[order[place]] / volume)
-    return min(max(mean, ask[order[0]]), highest)
+    return float(min(max(mean, ask[order[0]]), highest))

@@ -33,6 +33,7 @@ class MarketWorld:
     stations: as the scenario gives them, S. assets: their columns for kernels. feeder: N buses. rules: price rule,
     reservation, network fee. days: stacked arrays, leading axis D. value_eur: (K, S, T + 1, G), the stations' own plans
     of the K days whose forecasts are perfect, plan_row: (D,) their rows, -1 for days that are re-planned every slot.
+    has_capacitors: whether any day has banks in service.
     """
 
     stations: StationAssets
@@ -42,6 +43,7 @@ class MarketWorld:
     days: MarketDays
     value_eur: FloatArray
     plan_row: IntArray
+    has_capacitors: bool
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Arrays that were pickled or copied come back writable: freeze them, or every kernel is compiled again."""
@@ -193,7 +195,7 @@ def _advanced(world: MarketWorld, state: MarketState, energy_kwh: FloatArray, ou
         position_kw=outcome.position_kw,
         accepted_kw=outcome.accepted_kw,
         cap_kw=outcome.cap_kw,
-        n_rounds=np.isfinite(outcome.cap_kw).any(axis=1).astype(np.int64),
+        n_rounds=np.asarray(np.isfinite(outcome.cap_kw).any(axis=1), dtype=np.int64),
     )
 
 
@@ -282,14 +284,26 @@ def pro_rata(world: MarketWorld, state: MarketState, position_kw: FloatArray) ->
         world.stations.bus,
         source_pu=days.source_pu[at],
         warm_start=state.voltage_pu,
+        capacitor_kvar=_capacitors(world, state),
     )
+
+
+def _capacitors(world: MarketWorld, state: MarketState) -> FloatArray | None:
+    """Banks in service in the state's slot, (B, N, P)."""
+    return world.days.capacitor_kvar[state.day, state.slot] if world.has_capacitors else None
 
 
 def no_operator(world: MarketWorld, state: MarketState, position_kw: FloatArray) -> Adjustment:
     """Every position passes; the power flow is computed and shown."""
     days, at = world.days, (state.day, state.slot)
     load = with_stations(days.load_kva[at], position_kw, world.stations.bus)
-    flow = power_flow(world.feeder, load, source_pu=days.source_pu[at], warm_start=state.voltage_pu)
+    flow = power_flow(
+        world.feeder,
+        load,
+        source_pu=days.source_pu[at],
+        warm_start=state.voltage_pu,
+        capacitor_kvar=_capacitors(world, state),
+    )
     n_rows = len(position_kw)
     no_cap = np.full(position_kw.shape, np.inf)
     return Adjustment(no_cap, position_kw.copy(), np.ones(n_rows), flow, np.zeros(n_rows, dtype=np.int64))

@@ -27,7 +27,8 @@ class MarketDays(NamedTuple):
     """Prepared days stacked along D, as the kernels read them: contiguous, read-only.
 
     Tariffs (D, T), largest_import_eur_per_kwh (D,). Stations (D, T, S): pv_kw available, ev_kw asked for by drivers.
-    Network: load_kva (D, T, N, P) without stations, source_pu (D, T), effective limits vmin_pu, vmax_pu (D, T, N, P),
+    Network: load_kva (D, T, N, P) without stations, source_pu (D, T), capacitor_kvar (D, T, N, P) nominal kvar of the
+    banks in service, effective limits vmin_pu, vmax_pu (D, T, N, P),
     current_limit_a, unbalance_limit_frac (D, T, N), head_limit_kva (D, T). Forecasts, see `evcs_gym.envs.day.Forecast`:
     growth_frac (D, T), price_error_eur_per_kwh (D, T), pv_error_kw, ev_error_kw (D, T, S).
     """
@@ -39,6 +40,7 @@ class MarketDays(NamedTuple):
     ev_kw: FloatArray
     load_kva: ComplexArray
     source_pu: FloatArray
+    capacitor_kvar: FloatArray
     vmin_pu: FloatArray
     vmax_pu: FloatArray
     current_limit_a: FloatArray
@@ -93,8 +95,8 @@ class Terms(NamedTuple):
 
 def empty_hand(n_rows: int, n_stations: int) -> Hand:
     """Arrays for the kernels to fill."""
-    per_station = [np.empty((n_rows, n_stations)) for _ in range(8)]
-    return Hand(*per_station, np.empty(n_rows), np.empty(n_rows))
+    by_row = ("price_eur_per_kwh", "volume_kw")
+    return Hand(**{name: np.empty(n_rows if name in by_row else (n_rows, n_stations)) for name in Hand._fields})
 
 
 def empty_terms(n_rows: int, n_stations: int) -> Terms:

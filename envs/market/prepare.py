@@ -69,10 +69,16 @@ def market_world(scenario: MarketScenario, days: Sequence[Any]) -> MarketWorld:
     stacked = stack_days(scenario.feeder, len(stations), days)
     check_tariffs(stacked.import_eur_per_kwh, stacked.export_eur_per_kwh, rules.network_fee_eur_per_kwh)
     known: BoolArray = np.asarray((stacked.growth_frac == 0.0).all(axis=1))
-    series = (stacked.import_eur_per_kwh, stacked.export_eur_per_kwh, stacked.pv_kw, stacked.ev_kw)
-    value = plan_days(assets, *(values[known] for values in series))
+    value = plan_days(
+        assets,
+        stacked.import_eur_per_kwh[known],
+        stacked.export_eur_per_kwh[known],
+        stacked.pv_kw[known],
+        stacked.ev_kw[known],
+    )
     plan_row = frozen(np.where(known, np.cumsum(known) - 1, -1).astype(np.int64))
-    return MarketWorld(stations, assets, scenario.feeder, rules, stacked, value, plan_row)
+    has_capacitors = bool(stacked.capacitor_kvar.any())
+    return MarketWorld(stations, assets, scenario.feeder, rules, stacked, value, plan_row, has_capacitors)
 
 
 def _check_buses(stations: StationAssets, feeder: Feeder) -> None:
@@ -97,6 +103,7 @@ def stack_days(feeder: Feeder, n_stations: int, days: Sequence[Any]) -> MarketDa
         "export_eur_per_kwh": (N_SLOTS,),
         "load_kva": (N_SLOTS, n_buses, 3),
         "source_pu": (N_SLOTS,),
+        "capacitor_kvar": (N_SLOTS, n_buses, 3),
         "vmin_pu": (N_SLOTS, n_buses, 3),
         "vmax_pu": (N_SLOTS, n_buses, 3),
         "current_limit_a": (N_SLOTS, n_buses),
@@ -125,7 +132,7 @@ def stack_days(feeder: Feeder, n_stations: int, days: Sequence[Any]) -> MarketDa
         pv_kw=columns["stations.pv_kw"],
         ev_kw=columns["stations.ev_kw"],
         load_kva=_stacked(days, "load_kva", np.complex128),
-        **{name: columns[name] for name in ("source_pu", *_LIMITS)},
+        **{name: columns[name] for name in ("source_pu", "capacitor_kvar", *_LIMITS)},
         growth_frac=columns["forecast.growth_frac"],
         price_error_eur_per_kwh=columns["forecast.import_eur_per_kwh"],
         pv_error_kw=columns["forecast.station_pv_kw"],

@@ -93,7 +93,7 @@ def next_energy(energy_kwh: float, storage_kw: float, assets: Assets, n: int) ->
     kept = energy_kwh * (1.0 - assets.self_discharge_frac[n])
     charged, discharged = max(storage_kw, 0.0), max(-storage_kw, 0.0)
     gain = assets.charge_efficiency_frac[n] * charged - discharged / assets.discharge_efficiency_frac[n]
-    return kept + SLOT_H * gain  # (S1)
+    return float(kept + SLOT_H * gain)  # (S1)
 
 
 @njit(cache=True, nogil=True)
@@ -136,4 +136,4 @@ def hold_unsold(slot: Slot, accepted_kw: float, ask: float, export_price: float)
 def missing_cost_eur(energy_kwh: float, largest_import_eur_per_kwh: float, assets: Assets, n: int) -> float:
     """Price of what is missing at the end of the day against its beginning [EUR]."""
     missing = max(0.0, assets.energy_start_kwh[n] - energy_kwh)
-    return missing * largest_import_eur_per_kwh / assets.charge_efficiency_frac[n]  # (S3)
+    return float(missing * largest_import_eur_per_kwh / assets.charge_efficiency_frac[n])  # (S3)

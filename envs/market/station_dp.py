@@ -102,7 +102,7 @@ def plan_rows(
 def grid_energy(j: int, n_energies: int, assets: Assets, n: int) -> float:
     """Energy of point j of the grid [kWh]."""
     low = assets.energy_min_kwh[n]
-    return low + (assets.storage_kwh[n] - low) * j / (n_energies - 1)
+    return float(low + (assets.storage_kwh[n] - low) * j / (n_energies - 1))
 
 
 @njit(cache=True, nogil=True)

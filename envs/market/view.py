@@ -58,13 +58,27 @@ class MarketView:
 def view(world: MarketWorld, state: MarketState) -> MarketView:
     """The view of the state's slot."""
     (n_rows, n_stations), n_slots = state.energy_kwh.shape, world.days.pv_kw.shape[1]
-    prices = [np.empty((n_rows, n_slots)) for _ in range(2)]
-    series = [np.empty((n_rows, n_slots, n_stations)) for _ in range(2)]
-    bounds = [np.empty((n_rows, n_stations)) for _ in range(2)]
+    imports, exports = np.empty((n_rows, n_slots)), np.empty((n_rows, n_slots))
+    pv_kw, ev_kw = np.empty((n_rows, n_slots, n_stations)), np.empty((n_rows, n_slots, n_stations))
+    least_kw, largest_kw = np.empty((n_rows, n_stations)), np.empty((n_rows, n_stations))
     known = (world.days, world.assets, world.rules, state.day, state.slot, state.energy_kwh)
-    run_rows(_view_rows, n_rows, (*known, *prices, *series, *bounds), parallel_from=PARALLEL_FROM_ROWS)
+    written = (imports, exports, pv_kw, ev_kw, least_kw, largest_kw)
+    run_rows(_view_rows, n_rows, known + written, parallel_from=PARALLEL_FROM_ROWS)
     low, high = ask_band(world, state)
-    return MarketView(state.day, state.slot, state.energy_kwh, *prices, *series, low, high, *bounds, world.assets)
+    return MarketView(
+        day=state.day,
+        slot=state.slot,
+        energy_kwh=state.energy_kwh,
+        import_eur_per_kwh=imports,
+        export_eur_per_kwh=exports,
+        pv_kw=pv_kw,
+        ev_kw=ev_kw,
+        least_ask_eur_per_kwh=low,
+        largest_ask_eur_per_kwh=high,
+        least_kw=least_kw,
+        largest_kw=largest_kw,
+        assets=world.assets,
+    )
 
 
 def own_plan(world: MarketWorld, state: MarketState) -> OwnPlan:

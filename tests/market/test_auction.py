@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from reference import auction_reference
 from scipy.optimize import linprog
 
 from evcs_gym.envs.errors import ConfigError, DataError
@@ -213,6 +214,20 @@ def test_the_marginal_price_is_the_dual_of_the_balance() -> None:
         best = linprog(ask, A_eq=np.ones((1, 6)), b_eq=[demand], bounds=[(0, q) for q in supply])
         slot = cleared([*supply, -demand], [*ask, EXPORT])
         assert slot.price_eur_per_kwh == pytest.approx(best.eqlin.marginals[0], abs=1e-9)
+
+
+@some
+@given(slots, st.sampled_from(PRICE_RULES))
+def test_the_kernel_agrees_with_its_plain_twin(offers: list[tuple[float, float]], rule: str) -> None:
+    position, ask = np.array(offers).T
+    slot = cleared(position, ask, rule)
+    supply, demand = position.clip(0).sum(), -position.clip(max=0).sum()
+    assume(demand == 0 or abs(supply / demand - 1) > 1e-6)
+    price, volume, accepted, paid = auction_reference(position.tolist(), ask.tolist(), IMPORT, EXPORT, FEE, rule)
+    assert slot.price_eur_per_kwh == pytest.approx(price, abs=1e-12)
+    assert slot.volume_kw == pytest.approx(volume, rel=1e-12)
+    assert slot.accepted_kw == pytest.approx(accepted, abs=1e-12 * (1 + supply))
+    assert slot.payment_eur_per_h == pytest.approx(paid, abs=1e-12 * (1 + supply + demand))
 
 
 # --- refusals ----------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from market_fixtures import (
     small_world,
     stations,
 )
+from reference import market_slot_reference
 
 from evcs_gym.envs.errors import ConfigError, DataError
 from evcs_gym.envs.grid import Feeder
@@ -211,6 +212,19 @@ def test_the_clearing_that_stands_is_that_of_the_adjusted_positions(rule: str, p
         assert paid == pytest.approx(fee * done.volume_kw, abs=1e-9)
 
 
+@pytest.mark.parametrize("rule", PRICE_RULES)
+def test_every_slot_is_that_of_the_plain_twin(rule: str, played: Callable[[str], Played]) -> None:
+    world, slots = played(rule)
+    for i, (state, action, done) in enumerate(slots):
+        after = slots[i + 1][0].energy_kwh if i + 1 < len(slots) else None
+        for row in range(0, 8, 3):
+            twin = market_slot_reference(world, state, action, done.cap_kw, row)
+            energy = twin.pop("energy_kwh")
+            for name, values in twin.items():
+                assert getattr(done, name)[row] == pytest.approx(values, abs=1e-8), name
+            assert after is None or after[row] == pytest.approx(energy, abs=1e-9)
+
+
 def test_stations_balance_and_energies_stay_in_bounds(played: Callable[[str], Played]) -> None:
     world, slots = played("marginal")
     for state, _, done in slots:
@@ -397,3 +411,23 @@ def test_limits_of_the_day_are_those_of_the_operator() -> None:
     found = effective_limits(world.feeder, world.days.load_kva[0, :1], 1.0125)
     assert np.array_equal(world.days.vmin_pu[0, 0], found.vmin_pu[0])
     assert np.array_equal(world.days.current_limit_a[0, 5], found.current_a[0])
+
+
+def test_capacitor_banks_in_service_lift_the_voltage_and_the_cap_with_it() -> None:
+    """3 kvar per phase into 1 ohm of reactance at 1 kV: the import that 0.95 pu allows grows."""
+    feeder = Feeder.from_arrays(
+        parent=[-1, 0],
+        impedance_ohm=np.array([0, 1 + 1j])[:, None, None] * np.eye(3),
+        line_to_line_kv=np.sqrt(3.0),
+        load_kva=np.zeros((2, 3)),
+    )
+    caps = []
+    for kvar in (0.0, 3.0):
+        bank = np.zeros((N_SLOTS, 2, 3))
+        bank[:, 1] = kvar
+        day = day_of(feeder, 1, ev_kw=400.0)
+        day.capacitor_kvar = bank
+        world = market_world(scenario_of(stations(1), feeder), [day])
+        caps.append(one_slot(world, [50.0]).cap_kw[0, 0])
+    assert caps[0] == pytest.approx(3 * 46.3, rel=0.01)
+    assert caps[1] == pytest.approx(caps[0] + 3 * 3 * 0.95**2, rel=0.01)
