@@ -57,9 +57,7 @@ def compensate(k: Any, at: Any, susceptance: FloatArray, voltage: FloatArray, cu
 
 
 @compiled
-def _inject(
-    bank: IntArray, load: FloatArray, susceptance: FloatArray, voltage: FloatArray, current: FloatArray
-) -> None:
+def inject(bank: IntArray, load: FloatArray, susceptance: FloatArray, voltage: FloatArray, current: FloatArray) -> None:
     """Load currents of all rows at the start voltages."""
     for row in range(1, bank.size):
         for phase in range(3):
@@ -74,7 +72,7 @@ def _inject(
 
 
 @compiled
-def _collect(parent_row: IntArray, current: FloatArray) -> None:
+def collect(parent_row: IntArray, current: FloatArray) -> None:
     """Branch currents of all rows from load currents. What flows into the row before stays in registers."""
     none = splat(0.0)
     a_re, a_im, b_re, b_im, c_re, c_im = none, none, none, none, none, none
@@ -170,57 +168,47 @@ def _lost(voltage: FloatArray, current: FloatArray, n_rows: int, chosen: FloatAr
 
 @compiled
 def gather(
-    first: int,
-    n_lanes: int,
+    lane: int,
+    case: int,
+    entry_of_case: int,
     order: IntArray,
     present: FloatArray,
     source: FloatArray,
     load_kva: FloatArray,
-    at: IntArray,
     pu_per_kva: float,
     start_pu: FloatArray,
     load: FloatArray,
     voltage: FloatArray,
 ) -> None:
-    """Rows of loads and start voltages from the cases' arrays; an absent phase idles at the source voltage."""
+    """A lane's loads and start voltages from the cases' arrays; an absent phase idles at the source voltage."""
     warm = start_pu.shape[0] > 0
     for row in range(order.size):
         bus = order[row]
-        for lane in range(LANES):
-            case = first + min(lane, n_lanes - 1)
-            entry_of_case = at[case]
-            k = row * ROW + lane
+        k = row * ROW + lane
+        for part in range(6):
+            load[k + part * LANES] = load_kva[entry_of_case, bus, part] * pu_per_kva
+            voltage[k + part * LANES] = source[entry_of_case, part]
+        if warm and row > 0:
             for part in range(6):
-                load[k + part * LANES] = load_kva[entry_of_case, bus, part] * pu_per_kva
-                voltage[k + part * LANES] = source[entry_of_case, part]
-            if warm and row > 0:
-                for part in range(6):
-                    if present[row, part // 2] != 0.0:
-                        voltage[k + part * LANES] = start_pu[case, bus, part]
+                if present[row, part // 2] != 0.0:
+                    voltage[k + part * LANES] = start_pu[case, bus, part]
 
 
 @compiled
 def gather_banks(
-    first: int, n_lanes: int, at: IntArray, capacitor_kvar: FloatArray, pu_per_kva: float, susceptance: FloatArray
+    lane: int, entry_of_case: int, capacitor_kvar: FloatArray, pu_per_kva: float, susceptance: FloatArray
 ) -> None:
-    """Susceptances of a block in per unit: the reactive power at nominal voltage."""
+    """A lane's susceptances in per unit: the reactive power at nominal voltage."""
     for k in range(capacitor_kvar.shape[1]):
         for phase in range(3):
-            for lane in range(LANES):
-                kvar = capacitor_kvar[at[first + min(lane, n_lanes - 1)], k, phase]
-                susceptance[k * BANK + phase * LANES + lane] = kvar * pu_per_kva
+            susceptance[k * BANK + phase * LANES + lane] = capacitor_kvar[entry_of_case, k, phase] * pu_per_kva
 
 
 @compiled
-def inject_stations(
-    first: int, n_lanes: int, position_kw: FloatArray, station_row: IntArray, pu_per_kva: float, load: FloatArray
-) -> None:
-    """Take the net positions of stations, balanced and at unity power factor, from the loads of a block."""
-    for station in range(station_row.size):
-        for lane in range(LANES):
-            injected = position_kw[first + min(lane, n_lanes - 1), station] / 3.0 * pu_per_kva  # (N1)
-            for phase in range(3):
-                load[station_row[station] * ROW + phase * _PHASE + lane] -= injected
+def inject_station(lane: int, row: int, position_kw: float, pu_per_kva: float, load: FloatArray) -> None:
+    """Take the net position of a station, balanced and at unity power factor, from a lane's loads."""
+    for phase in range(3):
+        load[row * ROW + phase * _PHASE + lane] -= position_kw / 3.0 * pu_per_kva  # (N1)
 
 
 @compiled
@@ -291,12 +279,12 @@ def settle(
     for lane in range(LANES):
         chosen[lane] = 1.0 if n_sweeps[lane] == 0 else 0.0
     keep(chosen, voltage, final)
-    _inject(bank, load, susceptance, voltage, current)
+    inject(bank, load, susceptance, voltage, current)
     iteration = 0
     goes_on = True
     while goes_on:
         iteration += 1
-        _collect(parent_row, current)
+        collect(parent_row, current)
         _advance(parent_row, impedance, load, bank, susceptance, voltage, current, change_sq)
         goes_on = judge(iteration, limit, tolerance_pu, change_sq, chosen, n_sweeps)
         any_chosen = False
@@ -365,15 +353,18 @@ def solve(
     used, before = np.empty(LANES, dtype=np.int64), np.empty(LANES, dtype=np.int64)
     for first in range(first_case, end_case, LANES):
         n_lanes = min(LANES, end_case - first)
-        gather_banks(first, n_lanes, at, capacitor_kvar, pu_per_kva, susceptance)
         for lane in range(LANES):
             used[lane] = 0
             before[lane] = 0
+            gather_banks(lane, at[first + min(lane, n_lanes - 1)], capacitor_kvar, pu_per_kva, susceptance)
         start = start_pu
         goes_on = True
         while goes_on:
-            gather(first, n_lanes, order, present, source, load_kva, at, pu_per_kva, start, load, voltage)
-            inject_stations(first, n_lanes, position_kw, station_row, pu_per_kva, load)
+            for lane in range(LANES):
+                case = first + min(lane, n_lanes - 1)
+                gather(lane, case, at[case], order, present, source, load_kva, pu_per_kva, start, load, voltage)
+                for station in range(station_row.size):
+                    inject_station(lane, station_row[station], position_kw[case, station], pu_per_kva, load)
             settle(
                 parent_row, impedance, bank, tolerance_pu, max_iterations,
                 load, susceptance, voltage, current, final, change_sq, chosen, loss, used,

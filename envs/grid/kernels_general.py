@@ -259,16 +259,19 @@ def solve_general(
     used, before = np.empty(LANES, dtype=np.int64), np.empty(LANES, dtype=np.int64)
     for first in range(first_case, end_case, LANES):
         n_lanes = min(LANES, end_case - first)
-        gather_banks(first, n_lanes, at, capacitor_kvar, pu_per_kva, susceptance)
-        gather(first, n_lanes, order, present, source, delta_kva, at, pu_per_kva, start_pu, delta, voltage)
         for lane in range(LANES):
             used[lane] = 0
             before[lane] = 0
         start = start_pu
         goes_on = True
         while goes_on:
-            gather(first, n_lanes, order, present, source, load_kva, at, pu_per_kva, start, load, voltage)
-            _start(first, n_lanes, present, source, at, no_load_pu, start, voltage)
+            for lane in range(LANES):
+                case = first + min(lane, n_lanes - 1)
+                k = at[case]
+                gather_banks(lane, k, capacitor_kvar, pu_per_kva, susceptance)
+                gather(lane, case, k, order, present, source, delta_kva, pu_per_kva, start, delta, voltage)
+                gather(lane, case, k, order, present, source, load_kva, pu_per_kva, start, load, voltage)
+                _start(lane, source[k, 0], present, no_load_pu, start.shape[0] > 0, voltage)
             _settle(
                 parent_row, flags, table, bank, tolerance_pu, max_iterations,
                 load, delta, susceptance, voltage, current, final, used,
@@ -282,23 +285,16 @@ def solve_general(
 
 @compiled
 def _start(
-    first: int,
-    n_lanes: int,
-    present: FloatArray,
-    source: FloatArray,
-    at: IntArray,
-    no_load_pu: FloatArray,
-    start_pu: FloatArray,
-    voltage: FloatArray,
+    lane: int, source_re: float, present: FloatArray, no_load_pu: FloatArray, warm: bool, voltage: FloatArray
 ) -> None:
-    """Voltages without load, scaled by each case's source, where no warm start is given or a phase is absent."""
-    warm = start_pu.shape[0] > 0
+    """Voltages without load, scaled by the case's source, where no warm start is given or a phase is absent.
+
+    source_re: of phase a, which lies on the real axis.
+    """
     for row in range(1, present.shape[0]):
         for phase in range(3):
             if warm and present[row, phase] != 0.0:
                 continue
-            for lane in range(LANES):
-                size = source[at[first + min(lane, n_lanes - 1)], 0]  # phase a of the source lies on the real axis
-                k = row * ROW + phase * _PHASE + lane
-                voltage[k] = size * no_load_pu[row, 2 * phase]
-                voltage[k + _IM] = size * no_load_pu[row, 2 * phase + 1]
+            k = row * ROW + phase * _PHASE + lane
+            voltage[k] = source_re * no_load_pu[row, 2 * phase]
+            voltage[k + _IM] = source_re * no_load_pu[row, 2 * phase + 1]

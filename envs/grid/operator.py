@@ -4,29 +4,57 @@ Stages know arrays: positions of stations, a base load and limits go in, caps co
 the nonlinear power flow.
 """
 
-from dataclasses import dataclass
-from typing import Final
+import math
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from evcs_gym.envs.errors import ConfigError, ConvergenceError, DataError
 from evcs_gym.envs.grid.feeder import Feeder
-from evcs_gym.envs.grid.powerflow import PHASE_UNIT, PowerFlow, branch_current_a, power_flow, voltage_unbalance_frac
+from evcs_gym.envs.grid.kernels_operator import (
+    ALL,
+    COLLAPSED,
+    EXPORTS,
+    FAULT,
+    IMPORTS,
+    KIND,
+    LOW,
+    MAX_EXTRA_FLOWS,
+    MEMO,
+    N_FLOWS,
+    PASS_TOLERANCE,
+    STAGE,
+    TRIED,
+    adjust_rows,
+    begin_rows,
+    learn_rows,
+)
+from evcs_gym.envs.grid.powerflow import (
+    MAX_SWEEPS,
+    PARALLEL_FROM,
+    PHASE_UNIT,
+    PowerFlow,
+    banks,
+    branch_current_a,
+    power_flow,
+    voltage_unbalance_frac,
+    writable,
+)
+from evcs_gym.envs.grid.simd import LANES
+from evcs_gym.envs.threads import run_rows
 from evcs_gym.envs.types import BoolArray, ComplexArray, FloatArray, IntArray, frozen
+from evcs_gym.envs.units import PHASE_BASE_KVA
 
-PASS_TOLERANCE: Final = 1e-6
-"""Excess that passes [pu of voltage, share of a current or kVA limit, or unbalance]: the power flow's own tolerance has
-room in it, and the 1e-4 that an accepted slot may be off are far."""
-MAX_EXTRA_FLOWS: Final = 10
-"""Power flows that a slot with a broken limit may cost beside the first."""
-_GOOD_ENOUGH: Final = 1e-5
-"""A search ends where the passing factor leaves this little of the limit unused (same units as the tolerance)."""
-_ROOM: Final = 1e-4
-"""A limit with less room than this at factor 0 is touched by the base load: its excess does not lead the search."""
-_FACTOR_STEP: Final = 1e-4
-"""Width of the bracket of the factor at which a search ends."""
-_COLLAPSED: Final = 1.0
-"""Excess of a case without power flow: larger than any other."""
+__all__ = [
+    "MAX_EXTRA_FLOWS",
+    "PASS_TOLERANCE",
+    "Adjustment",
+    "Limits",
+    "adjust",
+    "effective_limits",
+    "excesses",
+    "with_stations",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,19 +98,36 @@ class _Case:
     position_kw: FloatArray
     station_bus: IntArray
     source_pu: FloatArray
+    capacitor_kvar: FloatArray | None
+    tolerance_pu: float
 
-    def rows(self, keep: BoolArray) -> "_Case":
+    def rows(self, keep: IntArray) -> "_Case":
         limits = Limits(**{name: getattr(self.limits, name)[keep] for name in Limits.__dataclass_fields__})
-        base, position, source = self.base_load_kva[keep], self.position_kw[keep], self.source_pu[keep]
-        return _Case(self.feeder, limits, base, position, self.station_bus, source)
+        kvar = None if self.capacitor_kvar is None else self.capacitor_kvar[keep]
+        return replace(
+            self,
+            limits=limits,
+            base_load_kva=self.base_load_kva[keep],
+            position_kw=self.position_kw[keep],
+            source_pu=self.source_pu[keep],
+            capacitor_kvar=kvar,
+        )
 
     def solve(self, position_kw: FloatArray, start_pu: ComplexArray | None) -> PowerFlow:
         load = with_stations(self.base_load_kva, position_kw, self.station_bus)
-        return power_flow(self.feeder, load, source_pu=self.source_pu, warm_start=start_pu)
+        return power_flow(
+            self.feeder,
+            load,
+            self.source_pu,
+            self.tolerance_pu,
+            MAX_SWEEPS,
+            warm_start=start_pu,
+            capacitor_kvar=self.capacitor_kvar,
+        )
 
     def excesses(self, position_kw: FloatArray, flow: PowerFlow) -> FloatArray:
         load = with_stations(self.base_load_kva, position_kw, self.station_bus)
-        return excesses(self.feeder, self.limits, load, flow, self.source_pu)
+        return excesses(self.feeder, self.limits, load, flow, self.source_pu, self.capacitor_kvar)
 
 
 def effective_limits(
@@ -94,6 +139,7 @@ def effective_limits(
     vmax_pu: float = 1.05,
     unbalance_frac: float = 0.02,
     head_kva: float = np.inf,
+    capacitor_kvar: FloatArray | None = None,
 ) -> Limits:
     """Nominal limits, or what the base load alone needs where that is more: nobody is held to what it did not cause.
 
@@ -106,18 +152,19 @@ def effective_limits(
             f"{vmin_pu}, {vmax_pu}, {unbalance_frac}, {head_kva}"
         )
     source = np.broadcast_to(np.asarray(source_pu, dtype=np.float64), (len(base_load_kva),))
-    flow = power_flow(feeder, base_load_kva, source_pu=source)
+    flow = power_flow(feeder, base_load_kva, source_pu=source, capacitor_kvar=capacitor_kvar)
     if not flow.converged.all():
         raise ConvergenceError(
             f"operator: the base load of slot {int(np.argmin(flow.converged))} has no power flow; lower it"
         )
     size, present = np.abs(flow.voltage_pu), feeder.phase_present
-    current = np.abs(branch_current_a(feeder, base_load_kva, flow.voltage_pu)).max(axis=-1)
+    current = branch_current_a(feeder, base_load_kva, flow.voltage_pu, None, capacitor_kvar)
+    head = _head_kva(feeder, current, source)
     return Limits(
         vmin_pu=frozen(np.where(present, np.minimum(vmin_pu, size), 0.0)),
         vmax_pu=frozen(np.where(present, np.maximum(vmax_pu, size), np.inf)),
-        current_a=frozen(np.maximum(feeder.ampacity_a, current)),
-        head_kva=frozen(np.maximum(head_kva, _head_kva(feeder, base_load_kva, flow.voltage_pu, source))),
+        current_a=frozen(np.maximum(feeder.ampacity_a, np.abs(current).max(axis=-1))),
+        head_kva=frozen(np.maximum(head_kva, head)),
         unbalance_frac=frozen(np.maximum(unbalance_frac, voltage_unbalance_frac(flow.voltage_pu))),
     )
 
@@ -131,7 +178,12 @@ def with_stations(base_load_kva: ComplexArray, position_kw: FloatArray, station_
 
 
 def excesses(
-    feeder: Feeder, limits: Limits, load_kva: ComplexArray, flow: PowerFlow, source_pu: FloatArray
+    feeder: Feeder,
+    limits: Limits,
+    load_kva: ComplexArray,
+    flow: PowerFlow,
+    source_pu: FloatArray,
+    capacitor_kvar: FloatArray | None = None,
 ) -> FloatArray:
     """(B, 5): by how much the worst bus is below vmin and above vmax, and current, kVA and unbalance over their limits.
 
@@ -141,12 +193,12 @@ def excesses(
     size = np.abs(flow.voltage_pu)
     below = (limits.vmin_pu - size).max(axis=(1, 2))
     above = (size - limits.vmax_pu).max(axis=(1, 2))
-    current = np.abs(branch_current_a(feeder, load_kva, flow.voltage_pu)).max(axis=-1)
-    over = (current / limits.current_a - 1.0)[:, 1:].max(axis=1)
-    head = _head_kva(feeder, load_kva, flow.voltage_pu, source_pu) / limits.head_kva - 1.0
+    current = branch_current_a(feeder, load_kva, flow.voltage_pu, None, capacitor_kvar)
+    over = (np.abs(current).max(axis=-1) / limits.current_a - 1.0)[:, 1:].max(axis=1)
+    head = _head_kva(feeder, current, source_pu) / limits.head_kva - 1.0
     unbalance = (voltage_unbalance_frac(flow.voltage_pu) - limits.unbalance_frac).max(axis=1)
     out = np.stack([below, above, over, head, unbalance], axis=1)
-    return np.where(flow.converged[:, None], out, _COLLAPSED)
+    return np.where(flow.converged[:, None], out, COLLAPSED)
 
 
 def adjust(
@@ -157,128 +209,101 @@ def adjust(
     station_bus: IntArray,
     source_pu: FloatArray | float = 1.0,
     warm_start: ComplexArray | None = None,
+    *,
+    capacitor_kvar: FloatArray | None = None,
+    tolerance_pu: float = 1e-8,
 ) -> Adjustment:
     """The operator ``pro_rata``: one factor in [0, 1] per slot on the positions that push towards a broken limit.
 
-    limits: of ``effective_limits`` for the same base load and source. base_load_kva: (B, N, 3). position_kw: (B, S),
-    surplus > 0. station_bus: (S,). The factor is the largest that a search with at most 10 power flows finds; imports
-    are scaled at undervoltage, exports at overvoltage, all for other limits or several at once. Where that group at
-    zero is not enough, all positions are scaled; all at zero is the base load, which passes by definition. Slots
-    within their limits are returned as they are.
+    limits: of ``effective_limits`` for the same base load, source and capacitors. base_load_kva: (B, N, 3).
+    position_kw: (B, S), surplus > 0. station_bus: (S,). warm_start, capacitor_kvar, tolerance_pu: of the power flows.
+    The factor is the largest that a search with at most 10 power flows finds; imports are scaled at undervoltage,
+    exports at overvoltage, all for other limits or several at once. Where that group at zero is not enough, all are
+    scaled; all at zero is the base load, which passes by definition. Slots within their limits are returned as they
+    are and cost nothing beside their first power flow.
 
-    Raises DataError for arrays that do not fit together or are not finite.
+    Raises DataError for arrays that do not fit together or are not finite, and where even the base load breaks limits.
     """
-    case = _checked(feeder, limits, base_load_kva, position_kw, station_bus, source_pu)
+    case = _checked(feeder, limits, base_load_kva, position_kw, station_bus, source_pu, capacitor_kvar, tolerance_pu)
     flow = case.solve(case.position_kw, warm_start)
-    excess = case.excesses(case.position_kw, flow)
-    broken = excess > PASS_TOLERANCE
-    rows: BoolArray = np.asarray(broken.any(axis=1))
-    factor, group = np.ones(len(rows)), np.zeros(case.position_kw.shape, dtype=np.bool_)
-    n_extra = np.zeros(len(rows), dtype=np.int64)
-    if rows.any():
-        some = case.rows(rows)
-        found = _search(some, _pushing(some.position_kw, broken[rows]), excess[rows], flow.voltage_pu[rows])
-        factor[rows], group[rows], n_extra[rows] = found[0], found[1], found[2]
-        for name in ("voltage_pu", "loss_kw", "iterations", "converged"):
-            getattr(flow, name)[rows] = getattr(found[3], name)
-    scaled = np.where(group, factor[:, None] * case.position_kw, case.position_kw)
-    cap = np.where(group, np.abs(scaled), np.inf)  # (N2)
-    return Adjustment(cap, scaled, factor, flow, n_extra)
-
-
-def _pushing(position_kw: FloatArray, broken: BoolArray) -> BoolArray:
-    """(B, S) positions that push towards the broken limits (B, 5): below, above, others."""
-    below, above, other = broken[:, :1], broken[:, 1:2], broken[:, 2:].any(axis=1, keepdims=True)
-    imports = below & ~above & ~other & (position_kw < 0.0)
-    exports = above & ~below & ~other & (position_kw > 0.0)
-    every = (other | (below & above)) & (position_kw != 0.0)
-    return np.asarray(imports | exports | every)
-
-
-def _search(
-    case: _Case, group: BoolArray, excess: FloatArray, start_pu: ComplexArray
-) -> tuple[FloatArray, BoolArray, IntArray, PowerFlow]:
-    """Largest passing factor of every slot, the group scaled, the flows used, the flow.
-
-    Regula falsi (Illinois form) for each kind of limit, the nearest root of all; half the bracket where a limit is
-    touched at both ends of it. The lower end of the bracket has always passed a power flow; it is what is returned.
-    """
-    group, at_zero, best, n_flows = _lower_end(case, group, start_pu)
-    low, high = np.zeros(len(excess)), np.ones(len(excess))
-    low_excess, high_excess = at_zero.copy(), excess.copy()
-    low_weight, high_weight, last = at_zero.copy(), excess.copy(), np.zeros(len(excess))
-    for _ in range(MAX_EXTRA_FLOWS - 2):
-        binding = high_excess > PASS_TOLERANCE
-        close = binding & (low_excess > -_GOOD_ENOUGH) & (at_zero < -_ROOM)
-        active = (high - low > _FACTOR_STEP) & ~close.any(axis=1)
-        if not active.any():
-            break
-        tried = np.where(active, low + (high - low) * _aim(low_weight, high_weight, binding), low)
-        position = np.where(group, tried[:, None] * case.position_kw, case.position_kw)
-        flow = case.solve(position, best.voltage_pu)
-        now = case.excesses(position, flow)
-        n_flows += active
-        good = now.max(axis=1) <= PASS_TOLERANCE  # (N4)
-        passed, missed = active & good, active & ~good
-        # Illinois: the end that stays twice counts half
-        high_weight[passed & (last > 0)] *= 0.5
-        low_weight[missed & (last < 0)] *= 0.5
-        low_weight[passed], high_weight[missed] = now[passed], now[missed]
-        last = np.where(passed, 1.0, np.where(missed, -1.0, last))
-        low, high = np.where(passed, tried, low), np.where(missed, tried, high)
-        low_excess[passed], high_excess[missed] = now[passed], now[missed]
-        _take(best, flow, passed)
-    return low, group, n_flows, best
-
-
-def _aim(low: FloatArray, high: FloatArray, binding: BoolArray) -> FloatArray:
-    """(B,) share of the bracket at which the first limit is met, from excesses (B, 5) at its ends.
-
-    Aimed a little below the limit, so that the lower end comes close to it; never at the ends themselves.
-    """
-    ratio = low / np.where(binding, np.minimum(low - high, -PASS_TOLERANCE), -1.0)
-    share = np.where(binding, np.where(low < -PASS_TOLERANCE, ratio, 0.5), 1.0).min(axis=1)
-    return np.asarray(np.clip(share * (1.0 - 1e-3), 0.01, 0.99))
-
-
-def _lower_end(
-    case: _Case, group: BoolArray, start_pu: ComplexArray
-) -> tuple[BoolArray, FloatArray, PowerFlow, IntArray]:
-    """The group whose factor 0 passes, its excess there, the power flow, and the flows used per slot.
-
-    Raises DataError where even the base load breaks the limits.
-    """
-    rest = np.where(group, 0.0, case.position_kw)
-    best = case.solve(rest, start_pu)
-    excess = case.excesses(rest, best)
-    n_flows = np.ones(len(excess), dtype=np.int64)
-    failed: BoolArray = np.asarray(excess.max(axis=1) > PASS_TOLERANCE)
-    if not failed.any():
-        return group, excess, best, n_flows
-    none = np.zeros_like(rest)
-    base = case.solve(none, None)
-    at_base = case.excesses(none, base)
-    if (at_base[failed] > PASS_TOLERANCE).any():
+    n_cases, shape = len(case.position_kw), case.position_kw.shape
+    answer = Adjustment(np.empty(shape), np.empty(shape), np.empty(n_cases), flow, np.empty(n_cases, dtype=np.int64))
+    if feeder.equipment is None:
+        _adjust_lanes(case, answer)
+    else:
+        _adjust_batch(case, answer)
+    if n_cases and answer.n_extra_flows.min() < 0:
         raise DataError(
-            f"operator: the base load alone exceeds the limits by {at_base[failed].max():.2e}; limits must be the "
-            "effective ones of the same base load and source: effective_limits(feeder, base_load_kva, source_pu)"
+            f"operator: the base load alone exceeds the limits in slot {int(answer.n_extra_flows.argmin())}; limits "
+            "must be the effective ones of the same base load, source and capacitors: "
+            "effective_limits(feeder, base_load_kva, source_pu)"
         )
-    _take(best, base, failed)
-    wider = group | (failed[:, None] & (case.position_kw != 0.0))
-    return wider, np.where(failed[:, None], at_base, excess), best, n_flows + failed
+    return answer
 
 
-def _take(into: PowerFlow, flow: PowerFlow, rows: BoolArray) -> None:
-    """Put the marked rows of a power flow into another."""
+def _adjust_lanes(case: _Case, answer: Adjustment) -> None:
+    """The kernel's call."""
+    n_cases, flow = len(case.position_kw), answer.flow
+    bank, kvar = banks(case.feeder, case.capacitor_kvar, n_cases)
+    order = case.feeder.sweep_order
+    base_current_a = (PHASE_BASE_KVA / (case.feeder.bus_kv / math.sqrt(3.0)))[order]
+    network = (*case.feeder.sweep_tables, bank, np.argsort(order)[case.station_bus], base_current_a)
+    source = (case.source_pu[:, None] * PHASE_UNIT).view(np.float64)
+    ready = (source, case.base_load_kva.view(np.float64), kvar, 1.0 / PHASE_BASE_KVA)
+    limits = case.limits
+    names = ("vmin_pu", "vmax_pu", "current_a", "head_kva", "unbalance_frac")
+    bounds = tuple(writable(getattr(limits, name)) for name in names)
+    own = (np.arange(n_cases), case.position_kw, float(case.tolerance_pu), MAX_SWEEPS)
+    loss_pu = flow.loss_kw / PHASE_BASE_KVA
+    sweeps = np.where(flow.converged, flow.iterations, -flow.iterations)
+    written = (answer.position_kw, answer.cap_kw, answer.factor, answer.n_extra_flows)
+    arrays = (*network, *ready, *bounds, *own, flow.voltage_pu.view(np.float64), loss_pu, sweeps, *written)
+    run_rows(adjust_rows, n_cases, arrays, parallel_from=PARALLEL_FROM, block=LANES)
+    np.multiply(loss_pu, PHASE_BASE_KVA, out=flow.loss_kw)
+    np.abs(sweeps, out=flow.iterations)
+    np.greater(sweeps, 0, out=flow.converged)
+
+
+def _adjust_batch(case: _Case, answer: Adjustment) -> None:
+    """The same search where the power flow is that of equipment: all slots with a broken limit try a factor at once."""
+    flow, n_cases = answer.flow, len(case.position_kw)
+    memo, broken = np.zeros((n_cases, MEMO)), np.empty(n_cases, dtype=np.bool_)
+    begin_rows(case.excesses(case.position_kw, flow), memo, broken)
+    memo[~broken, KIND], memo[~broken, LOW] = 0.0, 1.0
+    active, start_pu = np.flatnonzero(broken), flow.voltage_pu.copy()
+    while len(active):
+        some, known = case.rows(active), memo[active]
+        tried = np.where(_group(some.position_kw, known), known[:, TRIED, None] * some.position_kw, some.position_kw)
+        now, passed = some.solve(tried, start_pu[active]), np.empty(len(active), dtype=np.bool_)
+        learn_rows(some.excesses(tried, now), known, passed)
+        memo[active] = known
+        start_pu[active[now.converged]] = now.voltage_pu[now.converged]
+        _take(flow, active[passed], now, passed)
+        active = active[(known[:, STAGE] > 0.0) & (known[:, STAGE] < FAULT)]
+    group = _group(case.position_kw, memo)
+    answer.factor[:] = memo[:, LOW]
+    answer.n_extra_flows[:] = np.where(memo[:, STAGE] == FAULT, -1.0, memo[:, N_FLOWS] * broken)
+    answer.position_kw[:] = np.where(group, memo[:, LOW, None] * case.position_kw, case.position_kw)
+    answer.cap_kw[:] = np.where(group, np.abs(answer.position_kw), np.inf)
+
+
+def _group(position_kw: FloatArray, memo: FloatArray) -> BoolArray:
+    """(B, S) positions that a search scales."""
+    kind = memo[:, KIND, None]
+    pushing = ((kind == IMPORTS) & (position_kw < 0.0)) | ((kind == EXPORTS) & (position_kw > 0.0))
+    return np.asarray(pushing | ((kind == ALL) & (position_kw != 0.0)))
+
+
+def _take(into: PowerFlow, rows: IntArray, flow: PowerFlow, chosen: BoolArray) -> None:
+    """Put the chosen rows of a power flow into another."""
     for name in ("voltage_pu", "loss_kw", "iterations", "converged"):
-        getattr(into, name)[rows] = getattr(flow, name)[rows]
+        getattr(into, name)[rows] = getattr(flow, name)[chosen]
 
 
-def _head_kva(feeder: Feeder, load_kva: ComplexArray, voltage_pu: ComplexArray, source_pu: FloatArray) -> FloatArray:
-    """(B,) apparent power that leaves the source [kVA]."""
-    current_a = branch_current_a(feeder, load_kva, voltage_pu)[:, 0]
+def _head_kva(feeder: Feeder, current_a: ComplexArray, source_pu: FloatArray) -> FloatArray:
+    """(B,) apparent power that leaves the source [kVA], from branch currents [A]."""
     phase_kv = feeder.phase_kv * np.asarray(source_pu)[:, None] * PHASE_UNIT
-    return np.asarray(np.abs((phase_kv * np.conj(current_a)).sum(axis=1)))
+    return np.asarray(np.abs((phase_kv * np.conj(current_a[:, 0])).sum(axis=1)))
 
 
 def _checked(
@@ -288,9 +313,11 @@ def _checked(
     position_kw: FloatArray,
     station_bus: IntArray,
     source_pu: FloatArray | float,
+    capacitor_kvar: FloatArray | None,
+    tolerance_pu: float,
 ) -> _Case:
-    base, position = np.asarray(base_load_kva, dtype=np.complex128), np.asarray(position_kw, dtype=np.float64)
-    buses = np.asarray(station_bus)
+    base, position = writable(np.asarray(base_load_kva, dtype=np.complex128)), np.array(position_kw, dtype=np.float64)
+    buses = np.asarray(station_bus, dtype=np.int64)
     n_cases = len(base)
     if position.shape != (n_cases, len(buses)) or limits.vmin_pu.shape != base.shape:
         raise DataError(
@@ -305,4 +332,4 @@ def _checked(
             f"operator: station_bus must be buses 1..{len(feeder) - 1} with all three phases, got {buses.tolist()}"
         )
     source = np.array(np.broadcast_to(np.asarray(source_pu, dtype=np.float64), (n_cases,)))
-    return _Case(feeder, limits, base, position, buses, source)
+    return _Case(feeder, limits, base, position, buses, source, capacitor_kvar, tolerance_pu)

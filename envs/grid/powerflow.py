@@ -8,10 +8,10 @@ voltages from the source outwards; repeated until the largest change of a voltag
 import cmath
 import math
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeVar
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from evcs_gym.envs.errors import ConfigError, DataError
 from evcs_gym.envs.grid.feeder import Feeder
@@ -24,11 +24,14 @@ from evcs_gym.envs.units import PHASE_BASE_KVA
 
 PHASE_UNIT: Final = np.array([cmath.rect(1.0, math.radians(angle)) for angle in (0.0, -120.0, 120.0)])
 """(3,) direction of the source voltage of phases a, b, c."""
-_PARALLEL_FROM: Final = 48 * LANES
+PARALLEL_FROM: Final = 48 * LANES
 """Cases from which threads pay for their launch (about a millisecond of work)."""
+MAX_SWEEPS: Final = 100
+"""Sweeps after which a case counts as not converging, unless the caller says otherwise."""
 _PHASES: Final = ("a", "b", "c")
 _NO_START: Final = np.empty((0, 0, 0))
 _NO_STATION: Final = np.empty(0, dtype=np.int64)
+_Number = TypeVar("_Number", np.float64, np.complex128)
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +56,7 @@ def power_flow(
     load_kva: ArrayLike,
     source_pu: ArrayLike = 1.0,
     tolerance_pu: float = 1e-8,
-    max_iterations: int = 100,
+    max_iterations: int = MAX_SWEEPS,
     warm_start: ArrayLike | None = None,
     delta_kva: ArrayLike | None = None,
     capacitor_kvar: ArrayLike | None = None,
@@ -181,13 +184,13 @@ def _solve(
     n_cases = len(load_kva)
     voltage, loss_pu = np.empty(load_kva.shape, dtype=np.complex128), np.zeros(n_cases)
     n_sweeps = np.empty(n_cases, dtype=np.int64)
-    bank, kvar = _banks(feeder, capacitor_kvar, n_cases)
+    bank, kvar = banks(feeder, capacitor_kvar, n_cases)
     network = (*feeder.sweep_tables, bank, _NO_STATION)
     ready = (source.view(np.float64), load_kva.view(np.float64), kvar, 1.0 / PHASE_BASE_KVA)
     start = _NO_START if start_pu is None else start_pu.view(np.float64)
     own = (np.arange(n_cases), np.empty((n_cases, 0)), start, *limits)
     written = (voltage.view(np.float64), loss_pu, n_sweeps)
-    run_rows(solve, n_cases, (*network, *ready, *own, *written), parallel_from=_PARALLEL_FROM, block=LANES)
+    run_rows(solve, n_cases, (*network, *ready, *own, *written), parallel_from=PARALLEL_FROM, block=LANES)
     return PowerFlow(voltage, loss_pu * PHASE_BASE_KVA, np.abs(n_sweeps), n_sweeps > 0)
 
 
@@ -203,12 +206,12 @@ def _solve_general(
     """The same for a feeder with equipment."""
     n_cases = len(load_kva)
     voltage, n_sweeps = np.empty(load_kva.shape, dtype=np.complex128), np.empty(n_cases, dtype=np.int64)
-    bank, kvar = _banks(feeder, capacitor_kvar, n_cases)
+    bank, kvar = banks(feeder, capacitor_kvar, n_cases)
     powers = (load_kva.view(np.float64), delta_kva.view(np.float64), kvar, 1.0 / PHASE_BASE_KVA)
     start = _NO_START if start_pu is None else start_pu.view(np.float64)
     own = (np.arange(n_cases), start, *limits, voltage.view(np.float64), n_sweeps)
     arrays = (*feeder.general_tables, bank, source.view(np.float64), *powers, *own)
-    run_rows(solve_general, n_cases, arrays, parallel_from=_PARALLEL_FROM, block=LANES)
+    run_rows(solve_general, n_cases, arrays, parallel_from=PARALLEL_FROM, block=LANES)
     converged = n_sweeps > 0
     loss_kw = np.zeros(n_cases)
     solved = voltage[converged]
@@ -219,7 +222,7 @@ def _solve_general(
     return PowerFlow(voltage, loss_kw, np.abs(n_sweeps), converged)
 
 
-def _banks(feeder: Feeder, capacitor_kvar: FloatArray | None, n_cases: int) -> tuple[IntArray, FloatArray]:
+def banks(feeder: Feeder, capacitor_kvar: FloatArray | None, n_cases: int) -> tuple[IntArray, FloatArray]:
     """The bank of each row, or -1, and (B, K, 3) what the banks give [kvar]: only buses that have any take part."""
     bank = np.full(len(feeder), -1)
     if capacitor_kvar is None:
@@ -245,6 +248,12 @@ def _general_loss_kw(
     drawn[:, 0] = 0.0
     used = (voltage_pu * np.conj(drawn)).sum(axis=(-2, -1))
     return np.asarray((sent - used).real * PHASE_BASE_KVA)
+
+
+def writable(array: NDArray[_Number]) -> NDArray[_Number]:
+    """The array, or a copy if need be: kernels are compiled for contiguous, writable ones; those of a day are not."""
+    whole = np.ascontiguousarray(array)
+    return whole if whole.flags.writeable else whole.copy()
 
 
 def _complex_array(value: ArrayLike, name: str) -> ComplexArray:
@@ -301,9 +310,7 @@ def _checked_load(feeder: Feeder, load_kva: ArrayLike) -> ComplexArray:
         )
     _check_finite(load, "load_kva", feeder)
     _check_phases(load, "load_kva", "load", feeder)
-    # The kernel is compiled for contiguous, writable arrays; those of a day are read-only.
-    load = np.ascontiguousarray(load)
-    return load if load.flags.writeable else load.copy()
+    return writable(load)
 
 
 def _checked_delta(feeder: Feeder, delta_kva: ArrayLike | None, n_cases: int) -> ComplexArray | None:

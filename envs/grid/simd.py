@@ -135,6 +135,16 @@ def larger(typing_context: Any, one: Any, other: Any) -> Any:
 
 
 @_intrinsic
+def most(typing_context: Any, one: Any, other: Any) -> Any:
+    """The larger of two vectors of numbers of either sign, lane by lane; none of them may be NaN."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return builder.select(builder.fcmp_ordered(">", *args), *args)
+
+    return _lanes(_lanes, _lanes), generate
+
+
+@_intrinsic
 def pick(typing_context: Any, mask: Any, one: Any, other: Any) -> Any:
     """Lane by lane ``one`` where the mask is not zero, else ``other``."""
 
