@@ -132,27 +132,26 @@ def test_nobody_is_worse_off_than_with_the_utility_and_the_price_is_in_its_band(
 
 
 @some
-@given(slots, st.sampled_from(ASKED_RULES), st.integers(0, 8), asks)
+@given(slots, st.sampled_from(ASKED_RULES), st.integers(0, 8), st.floats(0.0, 1.0))
 def test_a_lower_ask_never_lowers_the_accepted_quantity(
-    offers: list[tuple[float, float]], rule: str, station: int, lower: float
+    offers: list[tuple[float, float]], rule: str, station: int, share: float
 ) -> None:
     position, ask = np.array(offers).T
-    assume(station < len(position) and lower < ask[station])
+    station %= len(position)
     changed = ask.copy()
-    changed[station] = lower
+    changed[station] = EXPORT + share * (ask[station] - EXPORT)
     before, after = (cleared(position, x, rule).accepted_kw[station] for x in (ask, changed))
-    assert after >= before - 1e-12 * abs(position[station])
+    assert after * np.sign(position[station]) >= (before - 1e-12 * position[station]) * np.sign(position[station])
 
 
 @some
-@given(slots, st.sampled_from(PRICE_RULES), st.integers(0, 8), st.floats(1.0, 3.0))
+@given(slots, st.sampled_from(PRICE_RULES), st.floats(1e-3, 1e4), st.floats(1.0, 3.0))
 def test_more_demand_never_lowers_the_price(
-    offers: list[tuple[float, float]], rule: str, station: int, times: float
+    offers: list[tuple[float, float]], rule: str, demand_kw: float, times: float
 ) -> None:
-    position, ask = np.array(offers).T
-    assume(station < len(position) and position[station] < 0)
+    position, ask = np.array([*offers, (-demand_kw, EXPORT)]).T
     more = position.copy()
-    more[station] *= times
+    more[-1] *= times
     before, after = (cleared(x, ask, rule).price_eur_per_kwh for x in (position, more))
     assert after >= before - 1e-15
 
