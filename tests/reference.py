@@ -8,11 +8,12 @@ import numpy as np
 
 from evcs_gym.envs.fleet.normal import State, View, World
 from evcs_gym.envs.fleet.observation import OBSERVATION
-from evcs_gym.envs.grid import PHASE_UNIT, Feeder
+from evcs_gym.envs.grid import PHASE_UNIT, Feeder, power_flow
+from evcs_gym.envs.grid.operator import PASS_TOLERANCE, Limits, excesses, with_stations
 from evcs_gym.envs.market import PRICE_RULES
 from evcs_gym.envs.market.core import MarketAction, MarketState, MarketWorld
 from evcs_gym.envs.traffic import RoadNetwork
-from evcs_gym.envs.types import ComplexArray, FloatArray
+from evcs_gym.envs.types import BoolArray, ComplexArray, FloatArray, IntArray
 from evcs_gym.envs.units import N_SLOTS, PHASE_BASE_KVA, SLOT_H
 
 
@@ -109,6 +110,33 @@ def _model_current(load_kva: complex, share: FloatArray, voltage: complex, nomin
     size = abs(voltage) / nominal
     power = load_kva / PHASE_BASE_KVA * (share[0] + share[1] * size + share[2] * size**2)
     return complex(np.conj(power / voltage))
+
+
+def factor_reference(
+    feeder: Feeder, limits: Limits, base_load_kva: ComplexArray, position_kw: FloatArray, station_bus: IntArray
+) -> tuple[FloatArray, BoolArray]:
+    """Factor and scaled positions (B, S) of the operator ``pro_rata`` by bisection; twin of ``adjust_rows``.
+
+    The largest factor below which all pass, where a bisection of [0, 1] sees it.
+    """
+
+    def excess_of(tried_kw: FloatArray) -> FloatArray:
+        load = with_stations(base_load_kva, tried_kw, station_bus)
+        flow = power_flow(feeder, load, tolerance_pu=1e-12)
+        return excesses(feeder, limits, load, flow, np.ones(len(load)))
+
+    broken = excess_of(position_kw) > PASS_TOLERANCE
+    below, above, other = broken[:, :1], broken[:, 1:2], broken[:, 2:].any(axis=1, keepdims=True)
+    every = other | (below & above)
+    group = np.where(every, position_kw != 0, (below & (position_kw < 0)) | (above & (position_kw > 0)))
+    failed = excess_of(np.where(group, 0.0, position_kw)).max(axis=1) > PASS_TOLERANCE
+    group = np.where(failed[:, None], position_kw != 0, group)
+    low, high = np.zeros(len(position_kw)), np.ones(len(position_kw))
+    for _ in range(30):
+        tried = (low + high) / 2
+        passed = excess_of(np.where(group, tried[:, None] * position_kw, position_kw)).max(axis=1) <= PASS_TOLERANCE
+        low, high = np.where(passed, tried, low), np.where(passed, high, tried)
+    return np.where(broken.any(axis=1), low, 1.0), group
 
 
 # ------------------------------------------------------------------------------------------------ normal charging

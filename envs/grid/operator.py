@@ -34,9 +34,10 @@ from evcs_gym.envs.grid.powerflow import (
     PARALLEL_FROM,
     PHASE_UNIT,
     PowerFlow,
-    banks,
     branch_current_a,
+    network_tables,
     power_flow,
+    used_banks,
     voltage_unbalance_frac,
     writable,
 )
@@ -53,6 +54,7 @@ __all__ = [
     "adjust",
     "effective_limits",
     "excesses",
+    "row_current_a",
     "with_stations",
 ]
 
@@ -244,10 +246,8 @@ def adjust(
 def _adjust_lanes(case: _Case, answer: Adjustment) -> None:
     """The kernel's call."""
     n_cases, flow = len(case.position_kw), answer.flow
-    bank, kvar = banks(case.feeder, case.capacitor_kvar, n_cases)
-    order = case.feeder.sweep_order
-    base_current_a = (PHASE_BASE_KVA / (case.feeder.bus_kv / math.sqrt(3.0)))[order]
-    network = (*case.feeder.sweep_tables, bank, np.argsort(order)[case.station_bus], base_current_a)
+    buses, kvar = used_banks(case.capacitor_kvar, n_cases)
+    network = (*network_tables(case.feeder, case.station_bus, buses), row_current_a(case.feeder))
     source = (case.source_pu[:, None] * PHASE_UNIT).view(np.float64)
     ready = (source, case.base_load_kva.view(np.float64), kvar, 1.0 / PHASE_BASE_KVA)
     limits = case.limits
@@ -262,6 +262,11 @@ def _adjust_lanes(case: _Case, answer: Adjustment) -> None:
     np.multiply(loss_pu, PHASE_BASE_KVA, out=flow.loss_kw)
     np.abs(sweeps, out=flow.iterations)
     np.greater(sweeps, 0, out=flow.converged)
+
+
+def row_current_a(feeder: Feeder) -> FloatArray:
+    """(N,) current of 1 pu at each row of the kernels [A]."""
+    return np.asarray((PHASE_BASE_KVA / (feeder.bus_kv / math.sqrt(3.0)))[feeder.sweep_order])
 
 
 def _adjust_batch(case: _Case, answer: Adjustment) -> None:

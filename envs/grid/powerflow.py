@@ -30,7 +30,6 @@ MAX_SWEEPS: Final = 100
 """Sweeps after which a case counts as not converging, unless the caller says otherwise."""
 _PHASES: Final = ("a", "b", "c")
 _NO_START: Final = np.empty((0, 0, 0))
-_NO_STATION: Final = np.empty(0, dtype=np.int64)
 _Number = TypeVar("_Number", np.float64, np.complex128)
 
 
@@ -184,8 +183,8 @@ def _solve(
     n_cases = len(load_kva)
     voltage, loss_pu = np.empty(load_kva.shape, dtype=np.complex128), np.zeros(n_cases)
     n_sweeps = np.empty(n_cases, dtype=np.int64)
-    bank, kvar = banks(feeder, capacitor_kvar, n_cases)
-    network = (*feeder.sweep_tables, bank, _NO_STATION)
+    buses, kvar = used_banks(capacitor_kvar, n_cases)
+    network = network_tables(feeder, capacitor_bus=buses)
     ready = (source.view(np.float64), load_kva.view(np.float64), kvar, 1.0 / PHASE_BASE_KVA)
     start = _NO_START if start_pu is None else start_pu.view(np.float64)
     own = (np.arange(n_cases), np.empty((n_cases, 0)), start, *limits)
@@ -206,7 +205,9 @@ def _solve_general(
     """The same for a feeder with equipment."""
     n_cases = len(load_kva)
     voltage, n_sweeps = np.empty(load_kva.shape, dtype=np.complex128), np.empty(n_cases, dtype=np.int64)
-    bank, kvar = banks(feeder, capacitor_kvar, n_cases)
+    buses, kvar = used_banks(capacitor_kvar, n_cases)
+    bank = np.full(len(feeder), -1)
+    bank[np.argsort(feeder.sweep_order)[buses]] = np.arange(len(buses))
     powers = (load_kva.view(np.float64), delta_kva.view(np.float64), kvar, 1.0 / PHASE_BASE_KVA)
     start = _NO_START if start_pu is None else start_pu.view(np.float64)
     own = (np.arange(n_cases), start, *limits, voltage.view(np.float64), n_sweeps)
@@ -222,15 +223,32 @@ def _solve_general(
     return PowerFlow(voltage, loss_kw, np.abs(n_sweeps), converged)
 
 
-def banks(feeder: Feeder, capacitor_kvar: FloatArray | None, n_cases: int) -> tuple[IntArray, FloatArray]:
-    """The bank of each row, or -1, and (B, K, 3) what the banks give [kvar]: only buses that have any take part."""
+def network_tables(
+    feeder: Feeder, station_bus: ArrayLike = (), capacitor_bus: ArrayLike = ()
+) -> tuple[IntArray, IntArray, FloatArray, FloatArray, IntArray, IntArray]:
+    """The first arguments of ``kernels.solve`` and ``kernels_operator.adjust_rows``, for other kernels that call them.
+
+    station_bus: (S,), capacitor_bus: (K,), no bus twice. order, parent_row, impedance, present, bank, station_row.
+    Raises ConfigError for a feeder with equipment, which these kernels do not know.
+    """
+    if feeder.equipment is not None:
+        raise ConfigError(
+            f"network_tables: {feeder.name!r} has equipment, which these kernels do not know; use power_flow and "
+            "operator.adjust"
+        )
+    row = np.argsort(feeder.sweep_order)
     bank = np.full(len(feeder), -1)
+    buses = np.asarray(capacitor_bus, dtype=np.int64)
+    bank[row[buses]] = np.arange(len(buses))
+    return (*feeder.sweep_tables, bank, row[np.asarray(station_bus, dtype=np.int64)])
+
+
+def used_banks(capacitor_kvar: FloatArray | None, n_cases: int) -> tuple[IntArray, FloatArray]:
+    """(K,) buses that have capacitors in any case, and (B, K, 3) what those give [kvar]."""
     if capacitor_kvar is None:
-        return bank, np.empty((n_cases, 0, 3))
-    order = feeder.sweep_order
-    rows = np.flatnonzero(np.asarray(capacitor_kvar.any(axis=(0, 2)))[order])
-    bank[rows] = np.arange(len(rows))
-    return bank, np.ascontiguousarray(capacitor_kvar[:, order[rows]])
+        return np.empty(0, dtype=np.int64), np.empty((n_cases, 0, 3))
+    buses = np.flatnonzero(capacitor_kvar.any(axis=(0, 2)))
+    return buses, np.ascontiguousarray(capacitor_kvar[:, buses])
 
 
 def _general_loss_kw(

@@ -7,18 +7,26 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numba import njit
+from reference import factor_reference
 
 from evcs_gym.envs.errors import ConfigError, ConvergenceError, DataError
-from evcs_gym.envs.grid import Feeder, load_feeder, power_flow
+from evcs_gym.envs.grid import PHASE_UNIT, Equipment, Feeder, capacitor_siemens, load_feeder, power_flow
+from evcs_gym.envs.grid.kernels import solve
+from evcs_gym.envs.grid.kernels_operator import adjust_rows
 from evcs_gym.envs.grid.operator import (
     MAX_EXTRA_FLOWS,
     PASS_TOLERANCE,
     Adjustment,
+    Limits,
     adjust,
     effective_limits,
     excesses,
+    row_current_a,
     with_stations,
 )
+from evcs_gym.envs.grid.powerflow import network_tables
+from evcs_gym.envs.units import PHASE_BASE_KVA
 
 KV = math.sqrt(3.0)
 STATIONS = np.array([7, 13, 17, 24, 29, 32])
@@ -148,9 +156,98 @@ def test_wider_limits_never_cut_more(seed: int) -> None:
     position = -np.abs(position)
     factors = [
         adjust(feeder, effective_limits(feeder, base, source, vmin_pu=v), base, position, STATIONS, source).factor
-        for v in (0.95, 0.94, 0.92)
+        for v in (0.95, 0.945, 0.94, 0.92)
     ]
-    assert (np.diff(factors, axis=0) >= -1e-3).all()
+    # what passes lies within 1e-6 of a limit; where the voltage hardly answers the factor that is 1e-4 of it
+    assert (np.diff(factors, axis=0) >= -2e-4).all()
+    bounds = [effective_limits(feeder, base, source, vmax_pu=v) for v in (1.05, 1.06, 1.08)]
+    factors = [adjust(feeder, limits, base, -position, STATIONS, source).factor for limits in bounds]
+    assert (np.diff(factors, axis=0) >= -2e-4).all()
+
+
+@given(seed=st.integers(0, 10**6))
+@settings(deadline=None, max_examples=8)
+def test_the_factor_is_that_of_a_bisection(seed: int) -> None:
+    feeder, base, position, _ = slots(seed)
+    limits = effective_limits(feeder, base, head_kva=5000.0)
+    answer = adjust(feeder, limits, base, position, STATIONS, tolerance_pu=1e-12)
+    factor, group = factor_reference(feeder, limits, base, position, STATIONS)
+    assert np.array_equal(np.isfinite(answer.cap_kw), group)
+    np.testing.assert_allclose(answer.factor, factor, rtol=0, atol=2e-4)  # as above
+
+
+def with_equipment(plain: Feeder, **parts: Any) -> Feeder:
+    return Feeder.from_arrays(
+        parent=plain.parent,
+        impedance_ohm=plain.impedance_ohm,
+        line_to_line_kv=plain.line_to_line_kv,
+        load_kva=plain.load_kva,
+        equipment=Equipment.of(len(plain), plain.line_to_line_kv, **parts),
+    )
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_feeder_with_equipment_gets_the_same_answer(seed: int) -> None:
+    """Capacitors as banks of the slots in lanes, and as shunts of a feeder with equipment."""
+    feeder, base, position, source = slots(seed, 40)
+    kvar = np.zeros((40, 33, 3))
+    kvar[:, [13, 29]] = 150.0
+    shunt = np.array([capacitor_siemens(bus_kvar, feeder.line_to_line_kv) for bus_kvar in kvar[0]])
+    other = with_equipment(feeder, shunt_siemens=shunt)
+    limits = effective_limits(feeder, base, source, head_kva=5000.0, capacitor_kvar=kvar)
+    given = (limits, base, position, STATIONS, source)
+    ours = adjust(feeder, *given, capacitor_kvar=kvar, tolerance_pu=1e-13)
+    theirs = adjust(other, *given, tolerance_pu=1e-13)
+    assert 0 < np.isfinite(ours.cap_kw).any(axis=1).sum() < 40
+    np.testing.assert_allclose(ours.position_kw, theirs.position_kw, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(ours.cap_kw, theirs.cap_kw, rtol=0, atol=1e-6)
+    assert np.array_equal(ours.n_extra_flows, theirs.n_extra_flows)
+    for field in ("voltage_pu", "loss_kw", "converged"):
+        np.testing.assert_allclose(getattr(ours.flow, field), getattr(theirs.flow, field), rtol=0, atol=1e-7)
+
+
+def test_absent_phases_have_no_limits() -> None:
+    """A lateral of phase a alone: its absent phases neither break a limit nor count as unbalance."""
+    impedance = np.zeros((3, 3, 3), dtype=complex)
+    impedance[1], impedance[2, 0, 0] = 0.05 * np.eye(3), 0.01
+    feeder = Feeder.from_arrays(
+        parent=[-1, 0, 1], impedance_ohm=impedance, line_to_line_kv=KV, load_kva=np.zeros((3, 3))
+    )
+    base = np.zeros((1, 3, 3), dtype=complex)
+    limits = effective_limits(feeder, base)
+    answer = adjust(feeder, limits, base, np.array([[-3000.0]]), np.array([1]))
+    assert answer.cap_kw[0, 0] == pytest.approx(2850.0, rel=1e-4)
+    assert excesses(feeder, limits, base, answer.flow, np.ones(1))[0, 4] == pytest.approx(-0.02)
+
+
+@njit
+def twice(first: int, end: int, flow: Any, held: Any) -> None:
+    """What a kernel of another stage does: first flows, then the operator, for a range of rows."""
+    solve(first, end, *flow)
+    adjust_rows(first, end, *held)
+
+
+def test_another_kernel_runs_both_for_many_rows_of_few_slots() -> None:
+    """Four slots lie ready, 21 rows of them are stepped by one launch, the first flows start from the last voltages."""
+    feeder, base, _, source = slots(5, 4)
+    position = np.random.default_rng(0).uniform(-2500, 1500, (21, 6))
+    at = np.random.default_rng(1).integers(0, 4, 21)
+    limits = effective_limits(feeder, base, source)
+    names = ("vmin_pu", "vmax_pu", "current_a", "head_kva", "unbalance_frac")
+    every = Limits(**{name: getattr(limits, name)[at] for name in names})
+    expected = adjust(feeder, every, base[at], position, STATIONS, source[at], tolerance_pu=1e-12)
+    network = network_tables(feeder, STATIONS)
+    ready = ((source[:, None] * PHASE_UNIT).view(float), base.view(float), np.empty((4, 0, 3)), 1 / PHASE_BASE_KVA)
+    voltage = np.tile(PHASE_UNIT.view(float), (21, 33, 1))
+    flow = (voltage, np.empty(21), np.empty(21, dtype=np.int64))
+    out = (np.empty((21, 6)), np.empty((21, 6)), np.empty(21), np.empty(21, dtype=np.int64))
+    bounds = tuple(np.array(getattr(limits, name)) for name in names)
+    held = (*network, row_current_a(feeder), *ready, *bounds, at, position, 1e-12, 100, *flow, *out)
+    twice(0, 21, (*network, *ready, at, position, voltage, 1e-12, 100, *flow), held)
+    assert 0 < (expected.n_extra_flows > 0).sum() < 21
+    np.testing.assert_allclose(out[0], expected.position_kw, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(voltage.view(complex), expected.flow.voltage_pu, rtol=0, atol=1e-9)
+    np.testing.assert_allclose(flow[1] * PHASE_BASE_KVA, expected.flow.loss_kw, rtol=0, atol=1e-6)
 
 
 def test_a_slot_is_the_same_alone_and_in_a_batch() -> None:
@@ -187,5 +284,9 @@ def test_arrays_that_do_not_fit_are_refused() -> None:
 def test_limits_of_another_base_load_are_refused() -> None:
     feeder = load_feeder("synthetic33")
     light, heavy = 0.1 * feeder.load_kva[None], feeder.load_kva[None]
-    with pytest.raises(DataError, match="the base load alone exceeds the limits"):
-        adjust(feeder, effective_limits(feeder, light), heavy, np.full((1, 6), -100.0), STATIONS)
+    limits = effective_limits(feeder, light)
+    for network in (feeder, with_equipment(feeder)):
+        with pytest.raises(DataError, match="the base load alone exceeds the limits in slot 0"):
+            adjust(network, limits, heavy, np.full((1, 6), -100.0), STATIONS)
+    with pytest.raises(ConfigError, match="network_tables: 'feeder' has equipment"):
+        network_tables(with_equipment(feeder))
