@@ -9,7 +9,8 @@ from numpy.typing import ArrayLike
 
 from evcs_gym.envs.grid import Feeder, load_feeder
 from evcs_gym.envs.grid.operator import effective_limits
-from evcs_gym.envs.market.core import MarketAction, MarketState, MarketWorld, Operator, initial_state, step
+from evcs_gym.envs.market.core import MarketAction, MarketState, MarketWorld, initial_state, step
+from evcs_gym.envs.market.operators import PRO_RATA, Operator
 from evcs_gym.envs.market.prepare import market_world
 from evcs_gym.envs.types import ComplexArray, FloatArray, StationAssets
 from evcs_gym.envs.units import N_SLOTS
@@ -191,7 +192,7 @@ def random_action(world: MarketWorld, state: MarketState, rng: np.random.Generat
 
 
 def play_random(
-    world: MarketWorld, n_rows: int, seed: int = 0, operator: Operator | None = None
+    world: MarketWorld, n_rows: int, seed: int = 0, operator: Operator = PRO_RATA
 ) -> tuple[MarketState, list[tuple[MarketState, MarketAction, Any]]]:
     """A whole day of random actions; the last state and (state, action, outcome) of every slot."""
     rng = np.random.default_rng(seed)

@@ -6,21 +6,22 @@ all pass through ``step``; equal inputs give equal outputs, inputs are untouched
 """
 
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from evcs_gym.envs.errors import ConfigError, DataError
-from evcs_gym.envs.grid import Feeder, power_flow
-from evcs_gym.envs.grid.operator import Adjustment, Limits, adjust, with_stations
+from evcs_gym.envs.grid import Feeder
 from evcs_gym.envs.grid.powerflow import PHASE_UNIT
+from evcs_gym.envs.grid.simd import LANES
 from evcs_gym.envs.market import core_kernels as kernels
 from evcs_gym.envs.market.auction import check_asks
 from evcs_gym.envs.market.core_kernels import MarketDays, MarketRules, Terms
+from evcs_gym.envs.market.operators import PRO_RATA, Grid, Operator, empty_answer, refuse_faults
 from evcs_gym.envs.market.station import Assets
 from evcs_gym.envs.threads import run_rows
 from evcs_gym.envs.types import BoolArray, ComplexArray, FloatArray, IntArray, StationAssets, frozen
-from evcs_gym.envs.units import N_SLOTS
+from evcs_gym.envs.units import N_SLOTS, PHASE_BASE_KVA
 
 PARALLEL_FROM_ROWS = 512
 """Rows from which a second thread pays: below that starting it costs more than it saves."""
@@ -31,9 +32,9 @@ class MarketWorld:
     """Everything about the market that does not change within a day.
 
     stations: as the scenario gives them, S. assets: their columns for kernels. feeder: N buses. rules: price rule,
-    reservation, network fee. days: stacked arrays, leading axis D. value_eur: (K, S, T + 1, G), the stations' own plans
-    of the K days whose forecasts are perfect, plan_row: (D,) their rows, -1 for days that are re-planned every slot.
-    has_capacitors: whether any day has banks in service.
+    reservation, network fee. days: stacked arrays, leading axis D. grid: the network's, by slot of a day.
+    value_eur: (K, S, T + 1, G), the stations' own plans of the K days whose forecasts are perfect. plan_row: (D,) their
+    rows, -1 for days that are re-planned every slot.
     """
 
     stations: StationAssets
@@ -41,9 +42,9 @@ class MarketWorld:
     feeder: Feeder
     rules: MarketRules
     days: MarketDays
+    grid: Grid
     value_eur: FloatArray
     plan_row: IntArray
-    has_capacitors: bool
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Arrays that were pickled or copied come back writable: freeze them, or every kernel is compiled again."""
@@ -101,7 +102,7 @@ class MarketOutcome:
     (B, S): position_kw, storage_kw (executed), curtailed_kw, unserved_kw, accepted_kw and payment_eur_per_h of the
     clearing that stands, held_kw kept in storage because it was not sold (M6), moved_kw that caps moved into or out of
     storage, cap_kw, ask_eur_per_kwh, terms in EUR. (B,): price_eur_per_kwh, volume_kw, community_eur, factor and
-    n_extra_flows of the operator, converged. voltage_pu (B, N, P).
+    n_extra_flows of the operator, converged, loss_kw of the network. voltage_pu (B, N, P).
     """
 
     position_kw: FloatArray
@@ -122,6 +123,7 @@ class MarketOutcome:
     n_extra_flows: IntArray
     converged: BoolArray
     voltage_pu: ComplexArray
+    loss_kw: FloatArray
 
     @property
     def profit_eur(self) -> FloatArray:
@@ -129,62 +131,60 @@ class MarketOutcome:
         return np.asarray(sum(self.terms))
 
 
-class Operator(Protocol):
-    """The network operator: positions (B, S) go in, caps and the power flow under them come out."""
-
-    def __call__(self, world: MarketWorld, state: MarketState, position_kw: FloatArray) -> Adjustment:
-        """The answer to the positions of the state's slot."""
-        ...
-
-
 def step(
-    world: MarketWorld, state: MarketState, action: MarketAction, operator: Operator | None = None
+    world: MarketWorld, state: MarketState, action: MarketAction, operator: Operator = PRO_RATA
 ) -> tuple[MarketState, MarketOutcome]:
     """One slot of the market, pure: traffic (of the day) -> stations -> auction -> operator -> grid -> reward.
 
     Args:
-        operator: `pro_rata` by default; `no_operator` lets every position pass.
+        operator: `PRO_RATA` holds the stations to the network's limits, `NO_OPERATOR` lets every position pass.
 
     Returns:
         The state of the next slot, and what happened.
 
     Raises:
-        DataError: an action of another shape or with values that are not finite. ConfigError: an ask outside the band;
-        the day of a row is over.
+        DataError: an action of another shape or with values that are not finite; limits that the base load breaks.
+        ConfigError: an ask outside the band; the day of a row is over.
     """
     action = _checked(world, state, action)
-    hand = kernels.empty_hand(*action.storage_kw.shape)
+    (n_rows, n_stations), wish, ask = state.energy_kwh.shape, action.storage_kw, action.ask_eur_per_kwh
+    hand, answer = kernels.empty_hand(n_rows, n_stations), empty_answer(n_rows, n_stations, len(world.feeder))
+    terms, community = kernels.empty_terms(n_rows, n_stations), np.empty(n_rows)
+    energy, at = np.empty_like(state.energy_kwh), state.day * N_SLOTS + state.slot
     known = (world.days, world.assets, world.rules, state.day, state.slot, state.energy_kwh)
-    # stations' positions, first clearing, what is not sold stays in the storage
-    _over_rows(kernels.offer_rows, (*known, action.storage_kw, action.ask_eur_per_kwh, hand))
-    answer = (pro_rata if operator is None else operator)(world, state, hand.position_kw)
-    # under caps the stations follow and the auction is cleared again; then money and energy
-    terms, community = kernels.empty_terms(*action.storage_kw.shape), np.empty(len(state.day))
-    energy = np.empty_like(state.energy_kwh)
-    settled = (action.ask_eur_per_kwh, answer.cap_kw, hand, terms, community, energy)
-    _over_rows(kernels.settle_rows, (*known, *settled))
+
+    def rows(first: int, stop: int) -> None:
+        # stations' positions, first clearing, what is not sold stays in the storage
+        kernels.offer_rows(first, stop, *known, wish, ask, hand)
+        # caps where a limit breaks, and the power flow under them
+        operator.answer(first, stop, world.grid, at, hand.position_kw, state.voltage_pu, answer)
+        # stations follow their caps and the auction is cleared again; then money and energy
+        kernels.settle_rows(first, stop, *known, ask, answer.cap_kw, hand, terms, community, energy)
+
+    many = operator.in_threads and world.feeder.equipment is None
+    run_rows(rows, n_rows, (), parallel_from=PARALLEL_FROM_ROWS if many else n_rows + 1, block=LANES)
+    refuse_faults(answer)
     outcome = MarketOutcome(
         **hand._asdict(),
         cap_kw=answer.cap_kw,
-        ask_eur_per_kwh=action.ask_eur_per_kwh,
+        ask_eur_per_kwh=ask,
         terms=terms,
         community_eur=community,
         factor=answer.factor,
         n_extra_flows=answer.n_extra_flows,
-        converged=answer.flow.converged,
-        voltage_pu=answer.flow.voltage_pu,
+        converged=answer.converged,
+        voltage_pu=answer.voltage_pu,
+        loss_kw=answer.loss_pu * PHASE_BASE_KVA,
     )
     return _advanced(world, state, energy, outcome), outcome
 
 
-def _over_rows(kernel: Any, arguments: tuple[Any, ...]) -> None:
-    run_rows(kernel, len(arguments[3]), arguments, parallel_from=PARALLEL_FROM_ROWS)
-
-
 def _advanced(world: MarketWorld, state: MarketState, energy_kwh: FloatArray, outcome: MarketOutcome) -> MarketState:
     """The state of the next slot: what was published to all, and to each station its own."""
-    # a collapsed flow is no start for the next one: the row starts flat again
-    voltage = np.where(outcome.converged[:, None, None], outcome.voltage_pu, _flat(world, state.day, state.slot))
+    voltage = outcome.voltage_pu
+    if not outcome.converged.all():  # a collapsed flow is no start for the next one: the row starts flat again
+        flat = _flat(world, state.day, state.slot)
+        voltage = np.where(outcome.converged[:, None, None], voltage, flat)
     return MarketState(
         day=state.day,
         slot=state.slot + 1,
@@ -235,7 +235,7 @@ def with_reset_rows(world: MarketWorld, state: MarketState, rows: BoolArray, day
 
 def _flat(world: MarketWorld, day: IntArray, slot: IntArray) -> ComplexArray:
     """(B, N, P) voltages of the source at every bus."""
-    source = world.days.source_pu[day, slot]
+    source = world.grid.source_pu[day * N_SLOTS + slot]
     return np.asarray(source[:, None, None] * (PHASE_UNIT * world.feeder.phase_present)[None])
 
 
@@ -261,49 +261,3 @@ def ask_band(world: MarketWorld, state: MarketState) -> tuple[FloatArray, FloatA
     days = world.days
     high = days.import_eur_per_kwh[state.day, state.slot] - world.rules.network_fee_eur_per_kwh
     return days.export_eur_per_kwh[state.day, state.slot], high
-
-
-# --- operators ---------------------------------------------------------------------------------------------
-
-
-def pro_rata(world: MarketWorld, state: MarketState, position_kw: FloatArray) -> Adjustment:
-    """The largest common factor on the positions that push towards a broken limit; see `grid.operator.adjust`."""
-    days, at = world.days, (state.day, state.slot)
-    limits = Limits(
-        vmin_pu=days.vmin_pu[at],
-        vmax_pu=days.vmax_pu[at],
-        current_a=days.current_limit_a[at],
-        head_kva=days.head_limit_kva[at],
-        unbalance_frac=days.unbalance_limit_frac[at],
-    )
-    return adjust(
-        world.feeder,
-        limits,
-        days.load_kva[at],
-        position_kw,
-        world.stations.bus,
-        source_pu=days.source_pu[at],
-        warm_start=state.voltage_pu,
-        capacitor_kvar=_capacitors(world, state),
-    )
-
-
-def _capacitors(world: MarketWorld, state: MarketState) -> FloatArray | None:
-    """Banks in service in the state's slot, (B, N, P)."""
-    return world.days.capacitor_kvar[state.day, state.slot] if world.has_capacitors else None
-
-
-def no_operator(world: MarketWorld, state: MarketState, position_kw: FloatArray) -> Adjustment:
-    """Every position passes; the power flow is computed and shown."""
-    days, at = world.days, (state.day, state.slot)
-    load = with_stations(days.load_kva[at], position_kw, world.stations.bus)
-    flow = power_flow(
-        world.feeder,
-        load,
-        source_pu=days.source_pu[at],
-        warm_start=state.voltage_pu,
-        capacitor_kvar=_capacitors(world, state),
-    )
-    n_rows = len(position_kw)
-    no_cap = np.full(position_kw.shape, np.inf)
-    return Adjustment(no_cap, position_kw.copy(), np.ones(n_rows), flow, np.zeros(n_rows, dtype=np.int64))

@@ -19,7 +19,7 @@ from evcs_gym.envs.market.station import (
     next_energy,
     power_interval,
 )
-from evcs_gym.envs.types import ComplexArray, FloatArray, IntArray
+from evcs_gym.envs.types import FloatArray, IntArray
 from evcs_gym.envs.units import N_SLOTS, SLOT_H
 
 
@@ -27,9 +27,7 @@ class MarketDays(NamedTuple):
     """Prepared days stacked along D, as the kernels read them: contiguous, read-only.
 
     Tariffs (D, T), largest_import_eur_per_kwh (D,). Stations (D, T, S): pv_kw available, ev_kw asked for by drivers.
-    Network: load_kva (D, T, N, P) without stations, source_pu (D, T), capacitor_kvar (D, T, N, P) nominal kvar of the
-    banks in service, effective limits vmin_pu, vmax_pu (D, T, N, P),
-    current_limit_a, unbalance_limit_frac (D, T, N), head_limit_kva (D, T). Forecasts, see `evcs_gym.envs.day.Forecast`:
+    Forecast errors, see `evcs_gym.envs.day.Forecast`:
     growth_frac (D, T), price_error_eur_per_kwh (D, T), pv_error_kw, ev_error_kw (D, T, S).
     """
 
@@ -38,14 +36,6 @@ class MarketDays(NamedTuple):
     largest_import_eur_per_kwh: FloatArray
     pv_kw: FloatArray
     ev_kw: FloatArray
-    load_kva: ComplexArray
-    source_pu: FloatArray
-    capacitor_kvar: FloatArray
-    vmin_pu: FloatArray
-    vmax_pu: FloatArray
-    current_limit_a: FloatArray
-    head_limit_kva: FloatArray
-    unbalance_limit_frac: FloatArray
     growth_frac: FloatArray
     price_error_eur_per_kwh: FloatArray
     pv_error_kw: FloatArray

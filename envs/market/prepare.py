@@ -7,9 +7,11 @@ import numpy as np
 
 from evcs_gym.envs.errors import ConfigError, DataError
 from evcs_gym.envs.grid import Feeder
+from evcs_gym.envs.grid.operator import Limits
 from evcs_gym.envs.market.auction import check_tariffs, rule_code
 from evcs_gym.envs.market.core import MarketWorld
 from evcs_gym.envs.market.core_kernels import MarketDays, MarketRules
+from evcs_gym.envs.market.operators import Grid, make_grid
 from evcs_gym.envs.market.station import kernel_assets
 from evcs_gym.envs.market.station_dp import plan_days
 from evcs_gym.envs.types import BoolArray, StationAssets, frozen
@@ -77,8 +79,8 @@ def market_world(scenario: MarketScenario, days: Sequence[Any]) -> MarketWorld:
         stacked.ev_kw[known],
     )
     plan_row = frozen(np.where(known, np.cumsum(known) - 1, -1).astype(np.int64))
-    has_capacitors = bool(stacked.capacitor_kvar.any())
-    return MarketWorld(stations, assets, scenario.feeder, rules, stacked, value, plan_row, has_capacitors)
+    grid = _stacked_grid(scenario.feeder, stations, days)
+    return MarketWorld(stations, assets, scenario.feeder, rules, stacked, grid, value, plan_row)
 
 
 def _check_buses(stations: StationAssets, feeder: Feeder) -> None:
@@ -124,15 +126,13 @@ def stack_days(feeder: Feeder, n_stations: int, days: Sequence[Any]) -> MarketDa
         for name in ("stations.pv_kw", "stations.ev_kw"):
             if _value(day, name).min() < 0.0:
                 raise DataError(f"day {day.split}/{day.seed}: {name} must be >= 0, got {_value(day, name).min()}")
-    columns = {name: _stacked(days, name) for name in shapes if name != "load_kva"}
+    columns = {name: frozen(_stacked(days, name)) for name in shapes if name not in ("load_kva", *_NETWORK)}
     return MarketDays(
         import_eur_per_kwh=columns["import_eur_per_kwh"],
         export_eur_per_kwh=columns["export_eur_per_kwh"],
         largest_import_eur_per_kwh=frozen(columns["import_eur_per_kwh"].max(axis=1)),
         pv_kw=columns["stations.pv_kw"],
         ev_kw=columns["stations.ev_kw"],
-        load_kva=_stacked(days, "load_kva", np.complex128),
-        **{name: columns[name] for name in ("source_pu", "capacitor_kvar", *_LIMITS)},
         growth_frac=columns["forecast.growth_frac"],
         price_error_eur_per_kwh=columns["forecast.import_eur_per_kwh"],
         pv_error_kw=columns["forecast.station_pv_kw"],
@@ -140,6 +140,16 @@ def stack_days(feeder: Feeder, n_stations: int, days: Sequence[Any]) -> MarketDa
     )
 
 
+_NETWORK = (
+    "source_pu",
+    "capacitor_kvar",
+    "vmin_pu",
+    "vmax_pu",
+    "current_limit_a",
+    "head_limit_kva",
+    "unbalance_limit_frac",
+)
+"""Series of the network beside the load."""
 _LIMITS = ("vmin_pu", "vmax_pu", "current_limit_a", "head_limit_kva", "unbalance_limit_frac")
 """Series that are infinite where there is no limit."""
 
@@ -151,8 +161,26 @@ def _value(day: Any, name: str) -> np.ndarray:
 
 
 def _stacked(days: Sequence[Any], name: str, kind: type = np.float64) -> Any:
-    """Read-only and C-contiguous: a kernel is compiled anew for every other memory layout, which takes seconds."""
-    return frozen(np.ascontiguousarray(np.stack([_value(day, name) for day in days]), dtype=kind))
+    """C-contiguous: a kernel is compiled anew for every other memory layout, which takes seconds."""
+    return np.ascontiguousarray(np.stack([_value(day, name) for day in days]), dtype=kind)
+
+
+def _stacked_grid(feeder: Feeder, stations: StationAssets, days: Sequence[Any]) -> Grid:
+    """The network's arrays, an entry for every slot of every day."""
+
+    def entries(name: str, kind: type = np.float64) -> Any:
+        values = _stacked(days, name, kind)
+        return values.reshape(-1, *values.shape[2:])
+
+    limits = Limits(
+        vmin_pu=entries("vmin_pu"),
+        vmax_pu=entries("vmax_pu"),
+        current_a=entries("current_limit_a"),
+        head_kva=entries("head_limit_kva"),
+        unbalance_frac=entries("unbalance_limit_frac"),
+    )
+    load, source, kvar = entries("load_kva", np.complex128), entries("source_pu"), entries("capacitor_kvar")
+    return make_grid(feeder, stations.bus, load, source, kvar, limits)
 
 
 def _check_series(where: str, values: np.ndarray, shape: tuple[int, ...], *, limit: bool) -> None:

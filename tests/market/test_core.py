@@ -22,7 +22,7 @@ from market_fixtures import (
 from reference import market_slot_reference
 
 from evcs_gym.envs.errors import ConfigError, DataError
-from evcs_gym.envs.grid import Feeder
+from evcs_gym.envs.grid import Feeder, power_flow
 from evcs_gym.envs.grid.operator import Limits, effective_limits, excesses, with_stations
 from evcs_gym.envs.market import PRICE_RULES, clear
 from evcs_gym.envs.market.core import (
@@ -31,10 +31,10 @@ from evcs_gym.envs.market.core import (
     MarketState,
     MarketWorld,
     initial_state,
-    no_operator,
     step,
     with_reset_rows,
 )
+from evcs_gym.envs.market.operators import NO_OPERATOR, PRO_RATA
 from evcs_gym.envs.market.prepare import market_world
 from evcs_gym.envs.market.view import own_plan, view
 from evcs_gym.envs.types import FloatArray
@@ -141,7 +141,7 @@ def test_without_an_operator_positions_pass_and_voltages_show_it() -> None:
     world = weak_world(ev_kw=[200.0, 0.0])
     state = initial_state(world, np.array([0]))
     action = MarketAction(np.zeros((1, 2)), asks(world, state))
-    free, held = (step(world, state, action, operator)[1] for operator in (no_operator, None))
+    free, held = (step(world, state, action, operator)[1] for operator in (NO_OPERATOR, PRO_RATA))
     assert free.position_kw[0, 0] == -200.0
     assert np.abs(free.voltage_pu[0, 1]).min() < 0.93 < 0.95 - 1e-5 < np.abs(held.voltage_pu[0, 1]).min()
 
@@ -239,19 +239,16 @@ def test_stations_balance_and_energies_stay_in_bounds(played: Callable[[str], Pl
 
 def test_every_slot_passes_the_power_flow(played: Callable[[str], Played]) -> None:
     world, slots = played("marginal")
+    grid = world.grid
     for state, _, done in slots:
         assert done.converged.all()
-        at, days = (state.day, state.slot), world.days
-        limits = Limits(
-            days.vmin_pu[at],
-            days.vmax_pu[at],
-            days.current_limit_a[at],
-            days.head_limit_kva[at],
-            days.unbalance_limit_frac[at],
-        )
-        load = with_stations(days.load_kva[at], done.position_kw, world.stations.bus)
-        flow = no_operator(world, state, done.position_kw).flow
-        assert excesses(world.feeder, limits, load, flow, days.source_pu[at]).max() <= ACCEPTED_OFF_PU
+        at = state.day * N_SLOTS + state.slot
+        limits = Limits(**{f.name: getattr(grid.limits, f.name)[at] for f in dataclasses.fields(Limits)})
+        load = with_stations(grid.load_kva[at], done.position_kw, world.stations.bus)
+        flow = power_flow(world.feeder, load, grid.source_pu[at])
+        assert excesses(world.feeder, limits, load, flow, grid.source_pu[at]).max() <= ACCEPTED_OFF_PU
+        assert done.voltage_pu == pytest.approx(flow.voltage_pu, abs=1e-6)
+        assert done.loss_kw == pytest.approx(flow.loss_kw, abs=1e-3)
 
 
 # --- purity ------------------------------------------------------------------------------------------------
@@ -341,7 +338,7 @@ def test_the_stations_plan_cuts_their_bill() -> None:
 def day_cost(world: MarketWorld, wish: Callable[[MarketWorld, MarketState], FloatArray]) -> float:
     state, cost = initial_state(world, np.array([0])), 0.0
     for _ in range(N_SLOTS):
-        state, done = step(world, state, MarketAction(wish(world, state), asks(world, state)), no_operator)
+        state, done = step(world, state, MarketAction(wish(world, state), asks(world, state)), NO_OPERATOR)
         cost += float(done.community_eur[0])
     return cost
 
@@ -408,9 +405,9 @@ def test_stations_at_missing_buses_and_unknown_rules_are_refused() -> None:
 def test_limits_of_the_day_are_those_of_the_operator() -> None:
     """The prepared limits of a slot are what effective_limits says of its base load."""
     world = city_world(1)
-    found = effective_limits(world.feeder, world.days.load_kva[0, :1], 1.0125)
-    assert np.array_equal(world.days.vmin_pu[0, 0], found.vmin_pu[0])
-    assert np.array_equal(world.days.current_limit_a[0, 5], found.current_a[0])
+    found = effective_limits(world.feeder, world.grid.load_kva[:1], 1.0125)
+    assert np.array_equal(world.grid.limits.vmin_pu[0], found.vmin_pu[0])
+    assert np.array_equal(world.grid.limits.current_a[5], found.current_a[0])
 
 
 def test_capacitor_banks_in_service_lift_the_voltage_and_the_cap_with_it() -> None:

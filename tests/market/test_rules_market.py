@@ -8,7 +8,8 @@ import pytest
 from market_fixtures import city_world, small_world, stations
 
 from evcs_gym.baselines.rules_market import MARKET_RULES, RESTORED_SLOT
-from evcs_gym.envs.market.core import MarketOutcome, MarketState, MarketWorld, initial_state, no_operator, step
+from evcs_gym.envs.market.core import MarketOutcome, MarketState, MarketWorld, initial_state, step
+from evcs_gym.envs.market.operators import NO_OPERATOR
 from evcs_gym.envs.market.view import OwnPlan, own_plan, view
 from evcs_gym.envs.types import FloatArray
 from evcs_gym.envs.units import N_SLOTS
@@ -19,7 +20,7 @@ def play(world: MarketWorld, name: str, n_rows: int = 1) -> tuple[MarketState, l
     state, outcomes = initial_state(world, np.arange(n_rows) % world.n_days), []
     for _ in range(N_SLOTS):
         action = MARKET_RULES[name](view(world, state), own_plan(world, state))
-        state, outcome = step(world, state, action, no_operator)
+        state, outcome = step(world, state, action, NO_OPERATOR)
         outcomes.append(outcome)
     return state, outcomes
 

@@ -6,7 +6,8 @@ from market_fixtures import city_stations, small_world, stations
 from scipy.optimize import linprog
 
 from evcs_gym.envs.errors import ConfigError
-from evcs_gym.envs.market.core import MarketAction, MarketWorld, initial_state, no_operator, step
+from evcs_gym.envs.market.core import MarketAction, MarketWorld, initial_state, step
+from evcs_gym.envs.market.operators import NO_OPERATOR
 from evcs_gym.envs.market.station import Assets, dispatch, kernel_assets, missing_cost_eur, next_energy, power_interval
 from evcs_gym.envs.market.station_dp import Decision, best_power, decide, plan_days, slot_cost_eur, truthful_ask
 from evcs_gym.envs.market.view import own_plan
@@ -169,7 +170,7 @@ def play_plan(world: MarketWorld) -> FloatArray:
         plan = own_plan(world, state)
         low = world.days.export_eur_per_kwh[state.day, state.slot][:, None]
         action = MarketAction(plan.storage_kw, np.broadcast_to(low, plan.storage_kw.shape))
-        state, outcome = step(world, state, action, no_operator)
+        state, outcome = step(world, state, action, NO_OPERATOR)
         cost += outcome.community_eur
     return cost
 
