@@ -6,6 +6,7 @@ import pickle
 from collections.abc import Callable
 from typing import Any
 
+import numba
 import numpy as np
 import pytest
 from market_fixtures import (
@@ -22,9 +23,9 @@ from market_fixtures import (
 from reference import market_slot_reference
 
 from evcs_gym.envs.errors import ConfigError, DataError
-from evcs_gym.envs.grid import Feeder, power_flow
+from evcs_gym.envs.grid import Equipment, Feeder, power_flow
 from evcs_gym.envs.grid.operator import Limits, effective_limits, excesses, with_stations
-from evcs_gym.envs.market import PRICE_RULES, clear
+from evcs_gym.envs.market import PRICE_RULES, clear, core
 from evcs_gym.envs.market.core import (
     MarketAction,
     MarketOutcome,
@@ -428,3 +429,45 @@ def test_capacitor_banks_in_service_lift_the_voltage_and_the_cap_with_it() -> No
         caps.append(one_slot(world, [50.0]).cap_kw[0, 0])
     assert caps[0] == pytest.approx(3 * 46.3, rel=0.01)
     assert caps[1] == pytest.approx(caps[0] + 3 * 3 * 0.95**2, rel=0.01)
+
+
+def test_limits_that_the_base_load_breaks_are_refused() -> None:
+    feeder = line(2)
+    day = day_of(feeder, 2)
+    day.vmin_pu = np.where(day.vmin_pu > 0.0, 1.01, 0.0)
+    world = market_world(scenario_of(stations(2), feeder), [day])
+    with pytest.raises(DataError, match=r"the base load alone of row 0 exceeds the day's limits"):
+        one_slot(world, [0.0, 0.0])
+
+
+def test_threads_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows over two threads, in blocks of lanes, bit for bit as on one."""
+    world = city_world(2)
+    one = play_random(world, 24, seed=5)[0]
+    monkeypatch.setattr(core, "PARALLEL_FROM_ROWS", 8)
+    monkeypatch.setattr(numba, "get_num_threads", lambda: 2)
+    assert same(play_random(world, 24, seed=5)[0], one)
+
+
+def test_a_feeder_with_equipment_is_held_to_its_limits_too() -> None:
+    """A transformer of ratio one changes nothing but the way the power flow is computed."""
+    plain = line(2, resistance_ohm=20.0)
+    parts = Equipment.of(3, 12.66, shunt_siemens=np.zeros((3, 3, 3)), transfer=np.tile(np.eye(3), (3, 1, 1)))
+    equipped = Feeder.from_arrays(
+        parent=plain.parent,
+        impedance_ohm=plain.impedance_ohm,
+        line_to_line_kv=12.66,
+        load_kva=np.zeros((3, 3)),
+        equipment=parts,
+    )
+    done = {}
+    for name, feeder in (("plain", plain), ("equipped", equipped)):
+        world = small_world(stations(2, connection_kw=1e5), feeder=feeder, ev_kw=[100.0, 4000.0])
+        state = initial_state(world, np.array([0]))
+        action = MarketAction(np.zeros((1, 2)), asks(world, state))
+        done[name] = [step(world, state, action, operator)[1] for operator in (PRO_RATA, NO_OPERATOR)]
+    for one, other in zip(done["plain"], done["equipped"], strict=True):
+        for field in ("position_kw", "cap_kw", "profit_eur", "loss_kw"):
+            assert getattr(other, field) == pytest.approx(getattr(one, field), rel=1e-5), field
+        assert other.voltage_pu == pytest.approx(one.voltage_pu, abs=1e-6)
+    assert np.isfinite(done["equipped"][0].cap_kw).any()
