@@ -13,8 +13,8 @@ from evcs_gym.envs.errors import DataError
 from evcs_gym.envs.grid import Feeder, power_flow
 from evcs_gym.envs.grid.kernels import solve
 from evcs_gym.envs.grid.kernels_operator import adjust_rows
-from evcs_gym.envs.grid.operator import MAX_SWEEPS, Limits, adjust, row_current_a, with_stations
-from evcs_gym.envs.grid.powerflow import PHASE_UNIT, network_tables, used_banks
+from evcs_gym.envs.grid.operator import Limits, adjust, row_current_a, with_stations
+from evcs_gym.envs.grid.powerflow import MAX_SWEEPS, PHASE_UNIT, network_tables, used_banks
 from evcs_gym.envs.types import BoolArray, ComplexArray, FloatArray, IntArray
 from evcs_gym.envs.units import PHASE_BASE_KVA
 
@@ -183,7 +183,8 @@ class ProRata:
         bounds = (limits.vmin_pu, limits.vmax_pu, limits.current_a, limits.head_kva, limits.unbalance_frac)
         own = (at, position_kw, TOLERANCE_PU, MAX_SWEEPS, into.voltage_pu.view(np.float64), into.loss_pu, into.n_sweeps)
         written = (into.adjusted_kw, into.cap_kw, into.factor, into.n_extra_flows)
-        adjust_rows(first, stop, *grid.network, grid.row_current_a, *grid.ready, *bounds, *own, *written)
+        arrays: tuple[Any, ...] = (*grid.network, grid.row_current_a, *grid.ready, *bounds, *own, *written)
+        adjust_rows(first, stop, *arrays)
 
 
 PRO_RATA: Final = ProRata()
@@ -196,7 +197,8 @@ def _first_flow(
     """The power flow of the positions as they are."""
     own = (at, position_kw, start_pu.view(np.float64), TOLERANCE_PU, MAX_SWEEPS)
     written = (into.voltage_pu.view(np.float64), into.loss_pu, into.n_sweeps)
-    solve(first, stop, *grid.network, *grid.ready, *own, *written)
+    arrays: tuple[Any, ...] = (*grid.network, *grid.ready, *own, *written)
+    solve(first, stop, *arrays)
 
 
 def _adjust_with_equipment(
