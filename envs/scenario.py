@@ -20,6 +20,7 @@ from evcs_gym.envs.fleet.needs import ChargingMode
 from evcs_gym.envs.fleet.vehicles import Fleet, TravelTables, draw_fleet
 from evcs_gym.envs.grid import Feeder
 from evcs_gym.envs.grid.devices import Devices
+from evcs_gym.envs.market.auction import PriceRule
 from evcs_gym.envs.network import FeederSpec, check_device_specs, devices_of, feeder_of
 from evcs_gym.envs.network_check import NetworkCheck, check_base_load
 from evcs_gym.envs.road_specs import RoadsSpec, TrafficSpec, road_network, road_profile
@@ -141,11 +142,18 @@ class NormalChargingSpec(Spec):
         return self.omega1_eur_per_kwh if self.as_printed else self.omega2
 
 
+class MarketSpec(Spec):
+    """Rules of the stations' market: how the price is found, and whether asks are reservation prices (M6)."""
+
+    rule: PriceRule = "marginal"
+    reservation: bool = True
+
+
 class Scenario(Spec):
     """A city: feeder, profiles, tariffs and at least one world. Made by `load_scenario`.
 
     Worlds: cars that charge at home (``charging_buses``, ``fleet``, ``normal_charging``), and charging stations on
-    roads (``roads``, ``traffic``, ``stations``). What needs a world that is not there raises a ConfigError.
+    roads (``roads``, ``traffic``, ``stations``, ``market``). What needs a world that is not there raises a ConfigError.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, ignored_types=(cached_property,))
@@ -163,6 +171,7 @@ class Scenario(Spec):
     roads_spec: Annotated[RoadsSpec | None, Field(alias="roads")] = None
     traffic_spec: Annotated[TrafficSpec, Field(alias="traffic")] = TrafficSpec()
     station_specs: Annotated[tuple[StationSpec, ...], Field(alias="stations", min_length=1)] = ()
+    market: MarketSpec = MarketSpec()
 
     @model_validator(mode="after")
     def _worlds(self) -> Self:
@@ -173,6 +182,8 @@ class Scenario(Spec):
             missing = [key for key, there in keys.items() if not there]
             if given and missing:
                 raise ValueError(f"{missing[0]} is missing; {world} needs {' and '.join(keys)}, or none of {extra} too")
+        if "market" in self.model_fields_set and not self.has_stations:
+            raise ValueError("stations is missing; market needs roads and stations")
         if not self.has_home_charging and not self.has_stations:
             raise ValueError(
                 "normal_charging or stations is missing; a scenario needs charging_buses and normal_charging, or "
@@ -187,7 +198,7 @@ class Scenario(Spec):
         if not self.has_home_charging:
             absent |= {"charging_buses", "fleet", "fleet_spec", "normal_charging", "normal_charging_spec"}
         if not self.has_stations:
-            absent |= {"roads", "roads_spec", "traffic", "traffic_spec", "stations", "station_specs"}
+            absent |= {"roads", "roads_spec", "traffic", "traffic_spec", "stations", "station_specs", "market"}
         return {key: value for key, value in handler(self).items() if key not in absent}
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:

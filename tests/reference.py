@@ -12,6 +12,8 @@ from evcs_gym.envs.fleet.observation import OBSERVATION
 from evcs_gym.envs.grid import PHASE_UNIT, Feeder, power_flow
 from evcs_gym.envs.grid.devices import Devices
 from evcs_gym.envs.grid.operator import PASS_TOLERANCE, Limits, excesses, with_stations
+from evcs_gym.envs.market import PRICE_RULES
+from evcs_gym.envs.market.core import MarketAction, MarketState, MarketWorld
 from evcs_gym.envs.traffic import Queue, RoadNetwork, TrafficModel
 from evcs_gym.envs.types import BoolArray, ComplexArray, FloatArray, IntArray
 from evcs_gym.envs.units import N_SLOTS, PHASE_BASE_KVA, SLOT_H
@@ -467,3 +469,118 @@ def device_path_reference(
             costs = [cost[t, c, x] for t, (c, x) in enumerate(path)]
             best = min(best, max(costs) if bottleneck else math.fsum(costs))
     return best
+
+
+# --- market --------------------------------------------------------------------------------------------------
+
+
+def auction_reference(
+    position_kw: list[float], ask: list[float], imports: float, exports: float, fee: float, rule: str
+) -> tuple[float, float, list[float], list[float]]:
+    """Price, volume, accepted quantities, payments of a slot; twin of ``evcs_gym.envs.market.auction.clear_row``."""
+    top, n = imports - fee, len(position_kw)
+    sellers, buyers = [i for i in range(n) if position_kw[i] > 0], [i for i in range(n) if position_kw[i] < 0]
+    supply, demand = math.fsum(position_kw[i] for i in sellers), -math.fsum(position_kw[i] for i in buyers)
+    volume, accepted = min(supply, demand), [0.0] * n
+    if volume == 0.0:
+        return (top if buyers else exports), 0.0, accepted, [0.0] * n
+    names = [exports if rule == "mid_market" else ask[i] for i in sellers]
+    marginal, critical, before = exports, top, 0.0
+    for price in sorted(set(names)):
+        group = [i for i, name in zip(sellers, names, strict=True) if name == price]
+        total = math.fsum(position_kw[i] for i in group)
+        share = min(max(volume - before, 0.0) / total, 1.0)
+        for i in group:
+            accepted[i] = share * position_kw[i]
+        if before < volume * (1 - 1e-9):
+            marginal = price
+        if critical == top and before + total > volume * (1 + 1e-9):
+            critical = price
+        before += total
+    for i in buyers:
+        accepted[i] = position_kw[i] * min(volume / demand, 1.0)
+    scarce = supply <= demand * (1 + 1e-9)
+    mean = sum(ask[i] * accepted[i] for i in sellers) / volume
+    prices = {"marginal": top if scarce else marginal, "critical": top if scarce else critical}
+    prices |= {"mid_market": (exports + top) / 2, "pay_as_ask": mean}
+    price = prices[rule]
+    own = [ask[i] if rule == "pay_as_ask" else price for i in range(n)]
+    paid = [-accepted[i] * (own[i] if position_kw[i] > 0 else price + fee) for i in range(n)]
+    return price, volume, accepted, paid
+
+
+@dataclass
+class StationReference:
+    """One station in one slot: twin of the kernels of ``evcs_gym.envs.market.station``."""
+
+    pv_kw: float
+    ev_kw: float
+    least_kw: float
+    largest_kw: float
+    storage_kw: float = 0.0
+    curtailed_kw: float = 0.0
+    unserved_kw: float = 0.0
+
+    @property
+    def position_kw(self) -> float:
+        return self.pv_kw - self.curtailed_kw - (self.ev_kw - self.unserved_kw) - self.storage_kw
+
+    def follow(self, cap_kw: float) -> None:
+        """Storage first, then photovoltaics or cars."""
+        too_much = max(self.position_kw - cap_kw, 0.0) - max(-cap_kw - self.position_kw, 0.0)
+        wanted = self.storage_kw + too_much
+        self.storage_kw = min(max(wanted, self.least_kw), self.largest_kw) if too_much else self.storage_kw
+        self.curtailed_kw += max(self.position_kw - cap_kw, 0.0)
+        self.unserved_kw += max(-cap_kw - self.position_kw, 0.0)
+
+
+def market_slot_reference(
+    world: MarketWorld, state: MarketState, action: MarketAction, cap_kw: FloatArray, row: int
+) -> dict[str, list[float]]:
+    """Positions, storage, accepted quantities, profits and next energies of one row under given caps; twin of the
+    market's step."""
+    d, t, assets, days, rules = state.day[row], state.slot[row], world.assets, world.days, world.rules
+    imports, exports = float(days.import_eur_per_kwh[d, t]), float(days.export_eur_per_kwh[d, t])
+    fee, rule, ask = rules.network_fee_eur_per_kwh, PRICE_RULES[rules.price_rule], action.ask_eur_per_kwh[row].tolist()
+    stations = []
+    for n in range(world.n_stations):
+        kept = state.energy_kwh[row, n] * (1 - assets.self_discharge_frac[n])
+        give = max(kept - assets.energy_min_kwh[n], 0.0) * assets.discharge_efficiency_frac[n] / SLOT_H
+        take = max(assets.storage_kwh[n] - kept, 0.0) / assets.charge_efficiency_frac[n] / SLOT_H
+        least, largest = max(-assets.storage_kw[n], -give), min(assets.storage_kw[n], take)
+        station = StationReference(days.pv_kw[d, t, n], days.ev_kw[d, t, n], least, largest)
+        station.storage_kw = min(max(action.storage_kw[row, n], least), largest)
+        station.follow(assets.connection_kw[n])
+        stations.append(station)
+    found = auction_reference([s.position_kw for s in stations], ask, imports, exports, fee, rule)
+    for n, station in enumerate(stations):
+        if rules.reservation and rule != "mid_market" and station.position_kw > 0 and ask[n] > exports:
+            unsold = station.position_kw - found[2][n]
+            station.storage_kw += min(unsold, max(-station.storage_kw, 0.0))
+    if np.isfinite(cap_kw[row]).any():
+        for n, station in enumerate(stations):
+            station.follow(cap_kw[row, n])
+        found = auction_reference([s.position_kw for s in stations], ask, imports, exports, fee, rule)
+    profits, energies = [], []
+    for n, station in enumerate(stations):
+        rest = station.position_kw - found[2][n]
+        gain = assets.retail_eur_per_kwh[n] * (station.ev_kw - station.unserved_kw) - found[3][n]
+        gain += rest * (exports if rest > 0 else imports)
+        gain -= assets.degradation_eur_per_kwh[n] * abs(station.storage_kw)
+        gain -= assets.lost_load_eur_per_kwh[n] * station.unserved_kw
+        up, down = max(station.storage_kw, 0.0), max(-station.storage_kw, 0.0)
+        change = assets.charge_efficiency_frac[n] * up - down / assets.discharge_efficiency_frac[n]
+        energy = state.energy_kwh[row, n] * (1 - assets.self_discharge_frac[n]) + SLOT_H * change
+        missing = max(assets.energy_start_kwh[n] - energy, 0.0) / assets.charge_efficiency_frac[n]
+        dearest = days.import_eur_per_kwh[d].max() if t == N_SLOTS - 1 else 0.0
+        profits.append(SLOT_H * gain - missing * dearest)
+        energies.append(energy)
+    return {
+        "position_kw": [s.position_kw for s in stations],
+        "storage_kw": [s.storage_kw for s in stations],
+        "curtailed_kw": [s.curtailed_kw for s in stations],
+        "unserved_kw": [s.unserved_kw for s in stations],
+        "accepted_kw": found[2],
+        "profit_eur": profits,
+        "energy_kwh": energies,
+    }

@@ -328,3 +328,9 @@ def test_stations_beside_home_charging_leave_its_days_as_they_were() -> None:
     del content["roads"], content["stations"]
     noisy = scenario_from_dict(content).day(3, "test")
     np.testing.assert_array_equal(noisy.forecast.dg_kw, both.forecast.dg_kw)
+
+
+def test_rules_of_a_market_need_stations() -> None:
+    content = {**tiny_content(), "market": {"rule": "critical"}}
+    with pytest.raises(ConfigError, match="market needs roads and stations"):
+        scenario_from_dict(content)
