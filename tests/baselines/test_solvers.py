@@ -333,21 +333,25 @@ def test_scripts_without_a_guard_and_prompts_can_solve(how: str, tmp_path: Path)
 def test_an_interrupt_ends_the_solve_and_the_child(n_tasks: int, tmp_path: Path) -> None:
     (tmp_path / "hard.pickle").write_bytes(pickle.dumps(market_split()))
     code = textwrap.dedent(f"""
-        import pathlib, pickle
+        import pathlib, pickle, signal
         from evcs_gym.baselines import solvers
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background inherits "ignore"
         form = pickle.loads(pathlib.Path({str(tmp_path / "hard.pickle")!r}).read_bytes())
         solvers.probe()
         print(solvers._idle[-1].process.pid, flush=True)
         solvers.solve_all([solvers.Task(form)] * {n_tasks}, 1000.0)
     """)
     parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    assert parent.stdout is not None
-    child_pid = int(parent.stdout.readline())
-    time.sleep(0.7)
-    began = time.monotonic()
-    parent.send_signal(signal.SIGINT)
-    _, stderr = parent.communicate(timeout=20)
-    assert time.monotonic() - began < 5.0
+    try:
+        assert parent.stdout is not None
+        child_pid = int(parent.stdout.readline())
+        time.sleep(0.7)
+        began = time.monotonic()
+        parent.send_signal(signal.SIGINT)
+        _, stderr = parent.communicate(timeout=20)
+        assert time.monotonic() - began < 15.0  # of a solve that takes its 1000 s
+    finally:
+        parent.kill()
     assert b"KeyboardInterrupt" in stderr
     with pytest.raises(ProcessLookupError):
         os.kill(child_pid, 0)
