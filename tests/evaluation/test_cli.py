@@ -359,7 +359,8 @@ def test_watch_refuses_a_port_in_use(tmp_path: Path) -> None:
 
 
 CHILD = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background inherits "ignore"
 from evcs_gym.evaluation import cli
 cli.TENSORBOARD = (sys.executable, "-c", "import os, time; open('pid', 'w').write(str(os.getpid())); time.sleep(60)")
 cli.main()
