@@ -1,7 +1,8 @@
 """What a policy of the market is: anything that decides a `MarketAction` on a `MarketStage`.
 
-Rules, replays of a plan and random bidders decide from the stage; a learned policy is a `Predictor`: Stable-Baselines3's
-``predict`` between two functions, one that shows the stage as an observation and one that reads the answer.
+Rules, replays of a plan and random bidders decide from the stage; a learned policy is a `Predictor`:
+Stable-Baselines3's ``predict`` between two functions, one that shows the stage as an observation and one that reads
+the answer.
 """
 
 from collections.abc import Callable
@@ -84,8 +85,8 @@ class PlanPolicy:
 class Predictor:
     """A policy with Stable-Baselines3's ``predict``, deterministic, as one of the market.
 
-    observe: the stage as the policy's observation. act: the policy's answer on the stage as wishes and asks. A recurrent
-    state is forgotten where a day begins in all rows.
+    observe: the stage as the policy's observation. act: the policy's answer on the stage as wishes and asks. A
+    recurrent state is forgotten where a day begins in all rows.
     """
 
     policy: Policy

@@ -1,19 +1,26 @@
 """Play a policy on days, all at once, and record what it cost in true EUR."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
 from evcs_gym.baselines.policy import Policy
 from evcs_gym.baselines.policy_market import MarketPolicy
+from evcs_gym.baselines.registry import played
 from evcs_gym.baselines.score_market import MarketRollout, market_ms_per_decision, market_rollout
 from evcs_gym.envs.errors import ConfigError, DataError
 from evcs_gym.envs.fleet import normal
 from evcs_gym.envs.market.core import MarketWorld
+from evcs_gym.envs.market.prepare import market_world
 from evcs_gym.envs.types import BoolArray, ComplexArray, FloatArray, IntArray
 from evcs_gym.envs.units import MS_PER_S, N_SLOTS
+
+if TYPE_CHECKING:
+    from evcs_gym.envs.day import Day
+    from evcs_gym.envs.scenario import Scenario
 
 TIMED_DECISIONS = 48
 """Decisions that are timed, one environment at a time, after the batch has warmed the policy up."""
@@ -64,6 +71,15 @@ def _checked(action: np.ndarray, shape: tuple[int, ...]) -> FloatArray:
     if values.shape != shape or not np.isfinite(values).all():
         raise DataError(f"the policy must give finite actions of shape {shape}, got shape {values.shape}")
     return np.clip(values, -1.0, 1.0)  # as Stable-Baselines3 does with a Gaussian policy
+
+
+def world_of(scenario: "Scenario", days: "Sequence[Day]", problem: str) -> Any:
+    """The days as the world of a problem, for `rollout`.
+
+    Raises:
+        ConfigError: no policies play in that problem, or the scenario has no such world.
+    """
+    return market_world(scenario, days) if played(problem) == "market" else normal.make_world(scenario, days)
 
 
 @overload
