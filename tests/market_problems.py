@@ -59,7 +59,7 @@ def lossless_at_random(seed: int, n_slots: int = 3, n_stations: int = 2) -> Mark
 
 
 def lossy_at_random(seed: int, n_slots: int = 6, n_stations: int = 3) -> MarketProblem:
-    """A small city with losses, self-discharge, least energies, tight connections and now and then worthless drivers."""
+    """A small city with losses, self-discharge, least energies, tight connections, now and then worthless drivers."""
     rng = np.random.default_rng(seed)
     shape, spot = (n_slots, n_stations), rng.uniform(0.02, 0.12, n_slots)
     size = rng.uniform(20.0, 100.0, n_stations)

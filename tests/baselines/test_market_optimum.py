@@ -99,7 +99,7 @@ def least_of_all(problem: MarketProblem) -> float:
 
 
 def cheapest_with(problem: MarketProblem, storage_kw: FloatArray) -> float:
-    """Cost of given storage powers with the best multiples of 10 kW of curtailment and unserved energy, slot by slot."""
+    """Cost of given storage powers, with the best multiples of 10 kW curtailed and unserved, slot by slot."""
     nothing = np.zeros(storage_kw.shape)
     plan = MarketPlan(storage_kw, nothing, nothing)
     terms = problems.cost_terms(problem, plan)
@@ -262,9 +262,8 @@ def test_a_solution_as_plain_numbers(city: Scenario, days: list[Day]) -> None:
     found: MarketSolution = solve_market(city, days[0])
     content = found.as_dict(plan=True)
     assert (content["problem"], content["status"], content["certificate"]["network"]) == ("market", "optimal", "none")
-    assert {name: np.shape(values) for name, values in content["plan"].items()} == {
-        name: (48, 8) for name in ("storage_kw", "curtailed_kw", "unserved_kw")
-    }
+    assert set(content["plan"]) == {"storage_kw", "curtailed_kw", "unserved_kw"}
+    assert all(np.shape(values) == (48, 8) for values in content["plan"].values())
     assert "plan" not in found.as_dict()
 
 
