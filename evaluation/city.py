@@ -29,9 +29,9 @@ LIMIT_NAMES: Final = ("undervoltage", "overvoltage", "current", "head", "unbalan
 class CityTable:
     """Shares of days and slots, and means over the days, of a scenario played under one rule by all stations.
 
-    binding_days_frac: days on which the operator caps somebody; the five that follow: days on which the stations' wishes
-    broke that limit before. binding_slots_frac: of slots. trade_frac: traded energy over EV energy; trade_slots_frac:
-    slots with trade. competition_slots_frac: slots in which several sellers offer more than is asked for. pivotal_frac:
+    binding_days_frac: days on which the operator caps somebody; the five that follow: days on which that limit was
+    broken by what the stations wished. binding_slots_frac: slots with a cap. trade_frac: traded energy over EV energy.
+    trade_slots_frac: slots with trade. competition_slots_frac: slots in which several sellers offer more than is asked for. pivotal_frac:
     of those, slots in which some seller cannot be done without. Offers are those before (M6) and caps.
     """
 
@@ -88,7 +88,7 @@ def city_table(
         ConfigError: no such rule, no day, an unknown split, a scenario without stations.
     """
     if policy not in MARKET_RULES:
-        raise ConfigError(f"city: there is no market rule {policy!r}{nearest(policy, MARKET_RULES)}")
+        raise ConfigError(f"city: there is no market rule {policy!r}{nearest(policy, tuple(MARKET_RULES))}")
     if n_days < 1:
         raise ConfigError(f"city: n_days must be at least 1, got {n_days}")
     world = market_world(scenario, scenario.days(range(n_days), split))
@@ -146,7 +146,7 @@ def _per_day(values: FloatArray) -> float:
 
 def _slot(world: MarketWorld, state: MarketState, action: MarketAction, outcome: MarketOutcome) -> _Played:
     """What is counted of one slot. Wishes are seen by playing it again without reservation or without operator."""
-    capped = np.isfinite(outcome.cap_kw).any(axis=1)
+    capped: BoolArray = np.asarray(np.isfinite(outcome.cap_kw).any(axis=1))
     broken = np.zeros((len(capped), len(LIMIT_NAMES)), dtype=np.bool_)
     if capped.any():
         broken[capped] = _broken_limits(world, state, action)[capped]

@@ -50,6 +50,21 @@ def test_days_bind_where_some_limit_was_broken(default_city: CityTable) -> None:
     assert max(each) <= whole <= sum(each)
 
 
+@pytest.mark.parametrize(
+    ("name", "n_stations", "n_buses", "n_nodes"),
+    [("ieee33_twelve", 8, 33, 12), ("nguyen_dupuis_33", 6, 33, 13), ("ieee123_grid24", 20, 131, 24)],
+)
+def test_every_shipped_city_keeps_room_for_its_stations_and_plays_a_day(
+    name: str, n_stations: int, n_buses: int, n_nodes: int
+) -> None:
+    city = load_scenario(name)
+    assert (len(city.stations), len(city.feeder), city.roads.n_nodes) == (n_stations, n_buses, n_nodes)
+    assert city.check("test", n_days=4).worst.room_pu >= 0.005
+    table = city_table(city, n_days=1)
+    assert 0.0 < table.trade_frac < 1.0
+    assert table.unserved_kwh_per_day < 0.01 * table.ev_kwh_per_day
+
+
 def test_idle_storage_trades_and_unserved_energy_are_counted() -> None:
     table = city_table(load_scenario("ieee33_twelve"), "idle", n_days=2, split="validation")
     assert (table.policy, table.n_days, table.split, table.n_stations, table.n_buses) == (
@@ -74,7 +89,7 @@ def test_the_command_prints_the_table() -> None:
 
 def test_bad_questions_are_refused() -> None:
     city = load_scenario("ieee33_twelve")
-    with pytest.raises(ConfigError, match="city: there is no market rule 'dp_trutful'.*dp_truthful"):
+    with pytest.raises(ConfigError, match=r"city: there is no market rule 'dp_trutful'.*dp_truthful"):
         city_table(city, "dp_trutful")
     with pytest.raises(ConfigError, match="city: n_days must be at least 1, got 0"):
         city_table(city, n_days=0)
