@@ -31,8 +31,8 @@ class CityTable:
 
     binding_days_frac: days on which the operator caps somebody; the five that follow: days on which that limit was
     broken by what the stations wished. binding_slots_frac: slots with a cap. trade_frac: traded energy over EV energy.
-    trade_slots_frac: slots with trade. competition_slots_frac: slots in which several sellers offer more than is asked for. pivotal_frac:
-    of those, slots in which some seller cannot be done without. Offers are those before (M6) and caps.
+    trade_slots_frac: slots with trade. competition_slots_frac: slots in which several sellers offer more than is asked
+    for. pivotal_frac: of those, slots in which some seller cannot be done without. Offers: before (M6) and caps.
     """
 
     scenario: str
