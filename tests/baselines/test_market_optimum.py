@@ -181,7 +181,7 @@ def test_the_network_simplex_of_others_finds_the_same_cost(seed: int) -> None:
 # --- no policy falls below ---------------------------------------------------------------------------------
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(st.integers(0, 10_000))
 def test_no_plan_costs_less_than_the_bound(seed: int) -> None:
     """Losses, least energies, tight connections, worthless drivers."""
@@ -220,10 +220,10 @@ def test_no_rule_and_no_random_policy_falls_below_the_bound(
     rule: str, bounded: Callable[[MarketWorld], tuple[FloatArray, FloatArray]]
 ) -> None:
     """Days on which limits bind, drivers wait and sun is curtailed, with and without operator."""
-    world = city_world(6, rule, seed=3)
+    world = city_world(5, rule, seed=3)
     bound, plans = bounded(world)
     policies: list[Any] = [make_rule(name, "market") for name in rules_of("market")]
-    policies += [Shaken(plans, noise, seed) for seed, noise in enumerate((0.0, 1e-3, 0.05, 0.3, 1.0, 30.0))]
+    policies += [Shaken(plans, noise, seed) for seed, noise in enumerate((0.0, 1e-3, 0.3, 1.0))]
     seen_capped = 0
     for policy, operator in itertools.product(policies, (PRO_RATA, NO_OPERATOR)):
         played = market_rollout(world, policy, operator)
@@ -329,7 +329,7 @@ def test_the_exact_programme_is_the_best_of_all_wishes(seed: int) -> None:
     assert problems.cost(problem, exact.plan) == pytest.approx(best, abs=1e-7)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(st.integers(0, 10_000))
 def test_no_wish_costs_less_than_the_exact_programme_and_its_plan_is_played_as_it_stands(seed: int) -> None:
     problem, rng = lossy_at_random(seed), np.random.default_rng(seed)
