@@ -9,8 +9,9 @@ from evcs_gym.envs.day import Day, with_devices
 from evcs_gym.envs.errors import ConfigError, DataError
 from evcs_gym.envs.fleet import normal
 from evcs_gym.envs.fleet.observation import action_space, observation_space
-from evcs_gym.envs.fleet.pool import DEFAULT_POOL_DAYS, load_pool
+from evcs_gym.envs.fleet.pool import load_pool
 from evcs_gym.envs.grid.devices import DeviceSchedule
+from evcs_gym.envs.pool import DEFAULT_POOL_DAYS
 from evcs_gym.envs.scenario import Scenario, load_scenario
 from evcs_gym.envs.types import FloatArray
 from evcs_gym.envs.units import N_SLOTS
