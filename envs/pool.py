@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from zipfile import BadZipFile
 
 import numpy as np
@@ -56,7 +56,8 @@ class PoolFormat(Generic[World]):
         world = self.make(scenario, split, n_days)
         try:
             packed = self.pack(world)
-            write_whole(path, lambda file: np.savez(file, **{name: packed[name] for name in self.arrays}))
+            arrays: dict[str, Any] = {name: packed[name] for name in self.arrays}
+            write_whole(path, lambda file: np.savez(file, **arrays))
         except OSError as error:
             warnings.warn(
                 f"{path}: cannot be written ({error}); set EVCS_GYM_CACHE to a folder that can, or every start "
@@ -72,10 +73,7 @@ class PoolFormat(Generic[World]):
 
     def _read(self, path: Path) -> dict[str, np.ndarray]:
         with np.load(path, allow_pickle=False) as stored:
-            arrays = {name: stored[name] for name in self.arrays}
-        for value in arrays.values():
-            value.setflags(write=False)
-        return arrays
+            return {name: stored[name] for name in self.arrays}
 
 
 def cache_folder() -> Path:

@@ -1,13 +1,14 @@
 """The pool of prepared days of charging at home that `reset` draws from; see `evcs_gym.envs.pool`."""
 
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from evcs_gym.envs.fleet.kernels import DayArrays
 from evcs_gym.envs.fleet.normal import World, make_world
 from evcs_gym.envs.pool import DEFAULT_POOL_DAYS, PoolFormat
+from evcs_gym.envs.types import frozen
 
 if TYPE_CHECKING:
     from evcs_gym.envs.scenario import Scenario
@@ -31,9 +32,12 @@ def _pack(world: World) -> dict[str, np.ndarray]:
 
 
 def _unpack(scenario: "Scenario", arrays: dict[str, np.ndarray]) -> World:
+    for value in arrays.values():
+        frozen(value)
     frame = make_world(scenario, [scenario.day(0)])  # everything of a world but its days
     days = DayArrays(**{name: arrays[name] for name in DayArrays._fields})
-    return dataclasses.replace(frame, days=days, **{name: arrays[name] for name in _WORLD_ARRAYS})
+    rest: dict[str, Any] = {name: arrays[name] for name in _WORLD_ARRAYS}
+    return dataclasses.replace(frame, days=days, **rest)
 
 
 NORMAL_POOL = PoolFormat(
