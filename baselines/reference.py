@@ -15,7 +15,7 @@ from evcs_gym.baselines.registry import NAIVE_RULE, make_rule
 from evcs_gym.baselines.score import rollout
 from evcs_gym.envs.files import write_whole
 from evcs_gym.envs.fleet.normal import make_world
-from evcs_gym.envs.fleet.pool import cache_folder, sources_digest
+from evcs_gym.envs.pool import cache_folder, sources_digest
 from evcs_gym.envs.types import FloatArray
 
 if TYPE_CHECKING:
