@@ -11,6 +11,7 @@ from pettingzoo.test import parallel_seed_test
 
 from evcs_gym.envs import ConfigError, Scenario, market_env
 from evcs_gym.envs.market.batch import MarketBatch
+from evcs_gym.envs.market.core import initial_state
 from evcs_gym.envs.market.pool import load_any_pool, load_market_pool
 from evcs_gym.envs.market.responsive import ResponsiveWorld, responsive_world, step_responsive
 from evcs_gym.envs.scenario import scenario_from_dict
@@ -95,6 +96,13 @@ def test_rows_that_reset_forget_the_drivers_of_the_old_day(world: ResponsiveWorl
     left, right = batch.step(np.zeros((2, 8, 3))), fresh.step(np.zeros((1, 8, 3)))
     np.testing.assert_array_equal(left.outcome.position_kw[1], right.outcome.position_kw[0])
     assert batch.running().slot.tolist() == [4, 1]
+
+
+def test_a_state_from_outside_lacks_what_drivers_did_before(world: ResponsiveWorld) -> None:
+    batch = MarketBatch(world, 1)
+    batch.state = initial_state(world.market, np.array([0]))
+    with pytest.raises(ConfigError, match=r"the environments have no day yet; call reset\(\) first"):
+        batch.step(np.zeros((1, 8, 3)))
 
 
 def test_the_controller_pays_for_everybodys_time(city: Scenario) -> None:
