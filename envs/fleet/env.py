@@ -7,6 +7,7 @@ import numpy as np
 
 from evcs_gym.envs.arguments import as_scenario, checked_action
 from evcs_gym.envs.day import Day, with_devices
+from evcs_gym.envs.draws import draw_days
 from evcs_gym.envs.errors import ConfigError
 from evcs_gym.envs.fleet import normal
 from evcs_gym.envs.fleet.observation import action_space, observation_space
@@ -109,7 +110,10 @@ class NormalChargingEnv(gym.Env[np.ndarray, np.ndarray]):
             raise ConfigError(f"reset options must be among ['day', 'devices'], got {sorted(unknown)}")
         day = self._under_given_devices((options or {}).get("day"), (options or {}).get("devices"))
         if day is None:
-            self.world, row = self._pool, int(self.np_random.integers(self._pool.n_days))
+            self.world, row = (
+                self._pool,
+                int(draw_days(self.np_random, np.zeros(1, dtype=np.int64), self._pool.n_days)[0]),
+            )
         elif isinstance(day, Day):
             self.world, row = normal.make_world(self.scenario, [day]), 0
         else:

@@ -9,6 +9,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from evcs_gym.envs.arguments import as_scenario
+from evcs_gym.envs.draws import draw_days
 from evcs_gym.envs.errors import ConfigError
 from evcs_gym.envs.fleet import normal
 from evcs_gym.envs.fleet.env import DEFAULT_SCENARIO, check_action
@@ -50,17 +51,17 @@ class Batch:
             raise ConfigError("the environments have no day yet; call reset() first")
         return self.state
 
-    def _draw(self, n: int) -> IntArray:
-        return self.rng.integers(self.world.n_days, size=n)
+    def _draw(self, rows: IntArray) -> IntArray:
+        return draw_days(self.rng, rows, self.world.n_days)
 
     def reset(self, seed: int | list[int | None] | None, rows: BoolArray | None = None) -> np.ndarray:
         """Start new days, in all rows or in the marked ones; observation (B, C, F)."""
         if seed is not None:
             self.rng = np.random.default_rng(seed)  # type: ignore[arg-type]  # one generator serves all rows
         if rows is None or self.state is None:
-            self.state = normal.initial_state(self.world, self._draw(self.n_rows))
+            self.state = normal.initial_state(self.world, self._draw(np.arange(self.n_rows)))
         else:
-            self.state = normal.with_reset_rows(self.world, self.state, rows, self._draw(int(rows.sum())))
+            self.state = normal.with_reset_rows(self.world, self.state, rows, self._draw(np.flatnonzero(rows)))
         return normal.observe(self.world, self.state)
 
     def step(self, action: FloatArray) -> BatchStep:

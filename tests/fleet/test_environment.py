@@ -343,6 +343,24 @@ def test_vector_form_is_reproducible(small_scenario: Scenario) -> None:
     assert one.reset(seed=1)[1]["day_seed"].tolist() != one.reset(seed=2)[1]["day_seed"].tolist()
 
 
+@pytest.mark.parametrize("n", [2, 70])
+def test_a_row_plays_the_days_of_its_seed_in_any_batch(small_scenario: Scenario, n: int) -> None:
+    """Row 0 is the environment alone, over three days; a batch of 70 spreads over threads."""
+    alone = NormalChargingEnv(small_scenario, pool_days=POOL_DAYS)
+    batch = make_vector(small_scenario, n)
+    actions = random_actions(5, 3 * N_SLOTS, alone.action_space.shape[0])  # type: ignore[index]
+    first, _ = alone.reset(seed=11)
+    together, _ = batch.reset(seed=11)
+    assert np.array_equal(first, together[0])
+    for action in actions:
+        seen, reward, ended, _, _ = alone.step(action)
+        rows, rewards, _, _, _ = batch.step(np.repeat(action[None], n, axis=0))
+        if ended:
+            seen, _ = alone.reset()
+        assert reward == rewards[0]
+        assert np.array_equal(seen, rows[0])
+
+
 def test_vector_form_shows_views_of_all_rows(small_scenario: Scenario) -> None:
     vector = make_vector(small_scenario, 3)
     vector.reset(seed=0)
