@@ -1,6 +1,7 @@
 """How fast the market of charging stations is: batches with prepared and with responsive traffic, one environment."""
 
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
@@ -30,8 +31,8 @@ DRIFT_EUR_PER_KWH: Final = 0.02
 
 @dataclass(frozen=True)
 class MarketSpeedRow:
-    """One measured figure: median wall time of a day over its steps; agents are stations. The first seven values are
-    those of `evcs_gym.evaluation.speed.SpeedRow`."""
+    """One measured figure: median wall time of a day over its steps, and the CPU time of all threads, which other work
+    on the machine disturbs less. Agents are stations. The first values are those of `evaluation.speed.SpeedRow`."""
 
     name: str
     case: str
@@ -39,6 +40,7 @@ class MarketSpeedRow:
     batch: int
     seconds_per_item: float
     items_per_second: float
+    cpu_seconds_per_item: float
     agent_steps_per_second: float
     bus_steps_per_second: float
     times_own: float = math.nan
@@ -75,10 +77,13 @@ def _responsive(scenario: Scenario) -> Scenario:
 
 
 def _row(case: str, scenario: Scenario, batch: int, play: Callable[[], object], min_seconds: float) -> MarketSpeedRow:
-    seconds = median_seconds(play, min_seconds, min_calls=3) / (N_SLOTS * batch)
+    seconds, cpu_seconds = (
+        median_seconds(play, min_seconds, min_calls=3, clock=clock) / (N_SLOTS * batch)
+        for clock in (time.perf_counter, time.process_time)
+    )
     n_buses, n_agents = len(scenario.feeder), len(scenario.stations)
     return MarketSpeedRow(
-        "evcs-gym", case, n_buses, batch, seconds, 1.0 / seconds, n_agents / seconds, n_buses / seconds
+        "evcs-gym", case, n_buses, batch, seconds, 1.0 / seconds, cpu_seconds, n_agents / seconds, n_buses / seconds
     )
 
 
