@@ -78,7 +78,6 @@ def scenario_of(assets: StationAssets, feeder: Feeder, rule: str = "marginal", r
             network_fee_eur_per_kwh=0.008, import_adder_eur_per_kwh=0.05, export_fee_eur_per_kwh=0.01
         ),
         market=SimpleNamespace(rule=rule, reservation=reservation),
-        responsive_spec=None,
     )
 
 

@@ -46,8 +46,6 @@ class MarketScenario(Protocol):
     def tariff(self) -> _Tariff: ...
     @property
     def market(self) -> _MarketSpec: ...
-    @property
-    def responsive_spec(self) -> object | None: ...
 
 
 def market_world(scenario: MarketScenario, days: Sequence[Any]) -> MarketWorld:
@@ -56,20 +54,10 @@ def market_world(scenario: MarketScenario, days: Sequence[Any]) -> MarketWorld:
     days: of `evcs_gym.envs.day.Day`, with ``stations``.
 
     Raises:
-        ConfigError: no day, an unknown price rule, tariffs that allow arbitrage, drivers who answer prices.
+        ConfigError: no day, an unknown price rule, tariffs that allow arbitrage.
         DataError: no station, a station at a bus that the feeder does not have or that lacks a phase, a day whose
             arrays do not fit the scenario or are not finite.
     """
-    if scenario.responsive_spec is not None:
-        raise ConfigError(
-            "market: responsive_demand must be off here, where drivers do not answer prices; leave the section out, or "
-            "take evcs_gym.envs.market.responsive.responsive_world"
-        )
-    return prepared_world(scenario, days)
-
-
-def prepared_world(scenario: MarketScenario, days: Sequence[Any]) -> MarketWorld:
-    """`market_world` whether or not drivers answer prices."""
     if not days:
         raise ConfigError("market: at least one day is needed, got none")
     kernel_assets(scenario.stations)

@@ -24,7 +24,7 @@ from evcs_gym.envs.market.core import (
 )
 from evcs_gym.envs.market.core_kernels import Demand
 from evcs_gym.envs.market.operators import PRO_RATA, Operator
-from evcs_gym.envs.market.prepare import MarketScenario, prepared_world
+from evcs_gym.envs.market.prepare import MarketScenario, market_world
 from evcs_gym.envs.threads import run_rows
 from evcs_gym.envs.traffic import TrafficModel, solve_batch, traffic_model
 from evcs_gym.envs.traffic.batch import PARALLEL_FROM, solve_apart
@@ -124,10 +124,10 @@ def responsive_world(scenario: ResponsiveScenario, days: Sequence[Any]) -> Respo
     """Stack days for the market and for the drivers' answers.
 
     Raises:
-        ConfigError: a scenario without ``responsive_demand``; what `market_world` refuses of other scenarios.
+        ConfigError: a scenario without ``responsive_demand``; what `market_world` refuses.
         DataError: a day without traffic, or with that of other roads.
     """
-    spec, market = scenario.responsive_demand, prepared_world(scenario, days)
+    spec, market = scenario.responsive_demand, market_world(scenario, days)
     base = scenario.traffic_model
     model = traffic_model(base.network, base.stations, base.value_of_time_eur_per_h, spec.outside_eur)
     shape = (2, model.network.n_pairs)

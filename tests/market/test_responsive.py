@@ -13,7 +13,6 @@ from evcs_gym.envs import load_scenario
 from evcs_gym.envs.errors import ConfigError, ConvergenceError, DataError
 from evcs_gym.envs.market import responsive
 from evcs_gym.envs.market.core import MarketAction, ask_band, initial_state, step
-from evcs_gym.envs.market.prepare import market_world
 from evcs_gym.envs.market.responsive import (
     Drivers,
     ResponsiveState,
@@ -195,11 +194,6 @@ def test_a_gap_that_cannot_be_reached_is_an_error(world: ResponsiveWorld, monkey
     monkeypatch.setattr(responsive, "solve_apart", short)
     with pytest.raises(ConvergenceError, match=r"the answer to prices of row 0 must reach relative_gap 0\.0001"):
         answer(world, 0.4)
-
-
-def test_environments_that_do_not_know_retail_prices_refuse_responsive_demand(scenario: Scenario) -> None:
-    with pytest.raises(ConfigError, match="market: responsive_demand must be off here"):
-        market_world(scenario, scenario.days([0]))
 
 
 def test_a_scenario_without_responsive_demand_or_a_day_of_other_roads_is_refused(scenario: Scenario) -> None:
