@@ -24,14 +24,13 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 if TYPE_CHECKING:
-    from evcs_gym.baselines import Solution
-    from evcs_gym.baselines.traffic import TrafficSolution
+    from evcs_gym.baselines.certificate import Solved
     from evcs_gym.envs import Scenario
     from evcs_gym.training.callbacks import Progress
 
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130
-DEFAULT_SCENARIOS = {"traffic": "ieee33_twelve"}
+DEFAULT_SCENARIOS = {"market": "ieee33_twelve", "traffic": "ieee33_twelve"}
 """Scenario that a problem is solved in where none is named; others take the default city of the environments."""
 LOOPBACK = "127.0.0.1"
 TENSORBOARD = (sys.executable, "-m", "tensorboard.main")
@@ -182,6 +181,9 @@ def solve(
     relative_gap: Annotated[float, typer.Option(help="Gap at which a day counts as solved.")] = 1e-3,
     time_limit_s: Annotated[float, typer.Option(help="Longest time per day, in seconds.")] = 60.0,
     slot: Annotated[int | None, typer.Option(min=0, max=47, help="Traffic: the slot of the day.")] = None,
+    network: Annotated[
+        str | None, typer.Option(help="Market: what the programme knows of the network.", show_default="none")
+    ] = None,
     plan: Annotated[Path | None, typer.Option(help="Store the plan of one day as .npz.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -204,6 +206,7 @@ def solve(
                 relative_gap=relative_gap,
                 time_limit_s=time_limit_s,
                 slot=slot,
+                network=network,
             )
             records.append({"day": seed, "split": split.value, "scenario": world.name, **solution.as_dict()})
     if plan is not None:
@@ -213,6 +216,31 @@ def solve(
     else:
         columns = ("day", "cost_eur", "lower_bound_eur", "relative_gap", "status", "seconds")
         _stdout().print(_table_of([{name: record[name] for name in columns} for record in records]))
+
+
+@app.command()
+def bounds(
+    days: Annotated[int, typer.Option(min=1, help="How many days: the seeds 0 to N-1.")] = 20,
+    random: Annotated[int, typer.Option(min=0, help="How many random policies beside the rules.")] = 3,
+    split: SplitName = Split.test,
+    scenario: ScenarioName = None,
+    as_json: Json = False,
+) -> None:
+    """Try to break the proven bound of the market: rules, random policies and shaken exact plans on many days."""
+    from evcs_gym.evaluation.bounds import bound_margins
+
+    world = _load_scenario(scenario or DEFAULT_SCENARIOS["market"])
+    with _quiet_stdout(), _StageProgress(console=_stderr()) as progress:
+        rows = bound_margins(
+            world, days, split.value, random, lambda done, total: progress.show("playing days", done, total)
+        )
+    if as_json:
+        _print_json({"scenario": world.name, "split": split.value, "rows": [row.as_dict() for row in rows]})
+    else:
+        shown = ("policy", "operator", "cost_eur", "bound_eur", "least_eur", "n_below", "n_capped_slots")
+        _stdout().print(_table_of([{name: getattr(row, name) for name in shown} for row in rows]))
+    if any(row.n_below for row in rows):
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -383,7 +411,7 @@ class _TrainingProgress(RichProgress):
             self.update(task.id, completed=task.total)
 
 
-def _save_plan(path: Path, solution: "Solution | TrafficSolution") -> None:
+def _save_plan(path: Path, solution: "Solved") -> None:
     import numpy as np
 
     from evcs_gym.envs.errors import DataError
