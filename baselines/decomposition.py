@@ -20,16 +20,19 @@ import numpy as np
 from evcs_gym.baselines.certificate import conic_cut, dual_bound
 from evcs_gym.baselines.forms import network as forms
 from evcs_gym.baselines.forms.network import BOUND_SLACK, Cone, DayForm, Orders, Reference, SlotForm, Tightness
+from evcs_gym.baselines.problems.market import MarketPlan
 from evcs_gym.baselines.problems.network import (
+    ORDER_TOLERANCE_KW,
     NetworkPlan,
     NetworkProblem,
     branch_current_pu,
     common_excess,
     cost_eur,
-    energy_kwh,
     plan_flow,
     position_excess,
     position_kw,
+    scale_eur,
+    storage_range_kw,
 )
 from evcs_gym.baselines.solvers import (
     N_WORKERS,
@@ -66,8 +69,9 @@ _SETTLED_FRAC: Final = 0.01
 """Share of the gap asked for that another refresh must gain."""
 _GRACE_S: Final = 2.0
 """A slot takes milliseconds: it is not cut short at the very end."""
-_SCHEDULE_GAP: Final = 1e-5
-"""Sum of excesses by which a schedule may miss the best one."""
+_SCHEDULE_GAP_FRAC: Final = 0.05
+"""Share of its sum of excesses by which a schedule may miss the best one."""
+_SCHEDULE_LIMIT_S: Final = 8.0
 _CURTAIL_EUR_PER_KWH: Final = 1e-5
 """Price of curtailment in plans, so that a plan curtails only where it gains; re-priced without it."""
 _MASTER_GAP_FRAC: Final = 0.1
@@ -107,7 +111,7 @@ class DayMatrices:
 
     def values(self, x: FloatArray, name: str, shape: tuple[int, int]) -> FloatArray:
         """Values of a variable of the stations."""
-        return x[self.compiled.columns(list(getattr(self.form.model, name).values()))].reshape(shape)
+        return x[self.compiled.columns(getattr(self.form.stations, name))].reshape(shape)
 
 
 @dataclass(eq=False)
@@ -132,7 +136,10 @@ class Search:
 
 def cone_rows(cones: Sequence[Cone], compiled: Compiled) -> SecondOrderRows:
     """The cones of a form over the columns of its matrices."""
-    constant, row, column, value = [], [], [], []
+    constant: list[float] = []
+    row: list[int] = []
+    column: list[int] = []
+    value: list[float] = []
     for cone in cones:
         for start, factors, variables in cone.rows:
             for factor, variable in zip(factors, variables, strict=True):
@@ -157,7 +164,7 @@ def slot_matrices(problem: NetworkProblem, slot: int, reference: Reference, tigh
 def day_matrices(problem: NetworkProblem, allowed: BoolArray, orders: Orders = forms.NO_ORDERS) -> DayMatrices:
     """The master of a day with the allowed (T, C) joint positions of the devices."""
     form = forms.day_form(problem, allowed, orders)
-    compiled = compile_model(form.model)
+    compiled = compile_model(form.stations.model)
     shared = np.array([compiled.columns(variables) for variables in form.shared])
     return DayMatrices(compiled, form, shared)
 
@@ -218,23 +225,25 @@ def plan_of(problem: NetworkProblem, matrices: DayMatrices, x: FloatArray) -> Ne
     """The plan in a point of the master; rounding of the solver is cut off."""
     shape = (problem.n_slots, problem.n_stations)
     storage = matrices.values(x, "charge", shape) - matrices.values(x, "discharge", shape)
-    curtailed = np.clip(matrices.values(x, "curtailed", shape), 0.0, problem.pv_kw)
-    unserved = np.clip(matrices.values(x, "unserved", shape), 0.0, problem.ev_kw)
+    curtailed = np.clip(matrices.values(x, "curtailed", shape), 0.0, problem.market.pv_kw)
+    unserved = np.clip(matrices.values(x, "unserved", shape), 0.0, problem.market.ev_kw)
     position = np.zeros(problem.n_slots, dtype=np.int64)
-    chosen = matrices.form.model.chosen
+    chosen = matrices.form.stations.model.chosen
     best = np.full(problem.n_slots, -1.0)
     for (slot, joint), value in zip(chosen, x[matrices.compiled.columns(list(chosen.values()))].tolist(), strict=True):
         if value > best[slot]:
             best[slot], position[slot] = value, joint
-    return NetworkPlan(storage, curtailed, unserved, position)
+    return NetworkPlan(MarketPlan(storage, curtailed, unserved), position)
 
 
 def shared_values(problem: NetworkProblem, plan: NetworkPlan) -> FloatArray:
     """(T, P) what the slots share with the day in a plan, in the order of the forms."""
-    head = problem.head_pu[plan.position][:, None] ** 2
-    steps = problem.capacitor_step[plan.position]
+    head = problem.head_pu[plan.devices][:, None] ** 2
+    steps = problem.capacitor_step[plan.devices]
     on = [steps[:, k] > i for k, bank in enumerate(problem.devices.banks) for i in range(bank.n_steps)]
-    return np.concatenate([position_kw(problem, plan), head, *(np.asarray(s, dtype=np.float64)[:, None] for s in on)], axis=1)
+    return np.concatenate(
+        [position_kw(problem, plan), head, *(np.asarray(s, dtype=np.float64)[:, None] for s in on)], axis=1
+    )
 
 
 def references_of(problem: NetworkProblem, plan: NetworkPlan) -> list[Reference]:
@@ -267,8 +276,8 @@ def find_plan(search: Search, allowed: BoolArray, *, network: bool = True) -> Ne
     """The cheapest plan under the allowed (T, C) joint positions that keeps the limits in the power flow.
 
     Each round the master proposes, the power flow judges, and slots that break a limit get a cut. At the end cuts that
-    hold the plan further from a limit than the power flow does are taken anew at the plan, and the search goes on while
-    that gains. None when time runs out before a plan is found. Without network its limits are not looked at.
+    hold the plan further from a limit than the power flow does are refreshed there, and the search goes on while that
+    gains. None when time runs out before a plan is found. Without network its limits are not looked at.
 
     Raises:
         InfeasibleError: no positions keep the limits.
@@ -289,11 +298,9 @@ def find_plan(search: Search, allowed: BoolArray, *, network: bool = True) -> Ne
         if len(broken) == 0 and more is None:
             gained, best_eur = best_eur - cost_eur(problem, plan), min(best_eur, cost_eur(problem, plan))
             best = plan if gained > 0.0 else best
-            stale = _stale(search, plan, excess)
-            if len(stale) == 0 or gained <= _SETTLED_FRAC * search.gap * max(1.0, abs(best_eur)):
+            settled = gained <= _SETTLED_FRAC * search.gap * scale_eur(problem, best_eur)
+            if not _refresh(search, plan, excess) or settled:
                 return best
-            search.plan_cuts = [cut for cut in search.plan_cuts if cut.slot not in stale.tolist()]
-            broken = stale
         _cut_plan(search, plan, excess, broken)
     return best
 
@@ -303,7 +310,7 @@ def _master_plan(search: Search, allowed: BoolArray) -> NetworkPlan | None:
     problem = search.problem
     matrices = day_matrices(problem, allowed, search.orders)
     form = with_cuts(matrices.compiled.form, matrices.shared, search.plan_cuts)
-    columns = matrices.compiled.columns(list(matrices.form.model.curtailed.values()))
+    columns = matrices.compiled.columns(matrices.form.stations.curtailed)
     cost = form.cost.copy()
     cost[columns] += _CURTAIL_EUR_PER_KWH
     try:
@@ -316,11 +323,15 @@ def _master_plan(search: Search, allowed: BoolArray) -> NetworkPlan | None:
     return None if found.x is None else plan_of(problem, matrices, found.x)
 
 
-def _stale(search: Search, plan: NetworkPlan, excess: FloatArray) -> IntArray:
-    """Slots in which a cut holds the plan although the power flow leaves room."""
-    values = shared_values(search.problem, plan)
-    holding = {cut.slot for cut in search.plan_cuts if cut.constant + cut.slope @ values[cut.slot] > -_HOLDING}
-    return np.array(sorted(slot for slot in holding if excess[slot] < -_ROOM), dtype=np.int64)
+def _refresh(search: Search, plan: NetworkPlan, excess: FloatArray) -> bool:
+    """Cuts that hold the plan where the power flow leaves room say there what the power flow says; whether any did."""
+    values, refreshed = shared_values(search.problem, plan), False
+    for number, cut in enumerate(search.plan_cuts):
+        says = cut.constant + float(cut.slope @ values[cut.slot])
+        if says > -_HOLDING and excess[cut.slot] < says - _ROOM:
+            search.plan_cuts[number] = replace(cut, constant=cut.constant + float(excess[cut.slot]) - says)
+            refreshed = True
+    return refreshed
 
 
 def best_schedule(search: Search, position: FloatArray) -> tuple[IntArray, float]:
@@ -330,7 +341,8 @@ def best_schedule(search: Search, position: FloatArray) -> tuple[IntArray, float
     price[price <= PASS_TOLERANCE] = 0.0
     model = forms.schedule_form(problem, problem.admissible, price)
     compiled = compile_model(model)
-    found = solve(Task(compiled.form, absolute_gap=_SCHEDULE_GAP), search.left_s)
+    limit_s = min(search.left_s, _SCHEDULE_LIMIT_S)  # any schedule will do: what it leaves is cut
+    found = solve(Task(compiled.form, relative_gap=_SCHEDULE_GAP_FRAC), limit_s)
     if found.x is None:
         return problem.own, float(price[np.arange(problem.n_slots), problem.own].sum())
     chosen = list(model.chosen)
@@ -341,26 +353,13 @@ def best_schedule(search: Search, position: FloatArray) -> tuple[IntArray, float
 
 def _more_orders(problem: NetworkProblem, plan: NetworkPlan, orders: Orders) -> Orders | None:
     """The orders with the cells in which the plan breaks (N3), None if there are none."""
-    assets, energy = problem.stations, energy_kwh(problem, plan)
-    before = energy[:-1] * (1.0 - assets.self_discharge_frac)
-    room = np.maximum(assets.storage_kwh - before, 0.0) / (assets.charge_efficiency_frac * forms.SLOT_H)
-    stock = np.maximum(before - assets.energy_min_kwh, 0.0) * assets.discharge_efficiency_frac / forms.SLOT_H
-    largest, least = np.minimum(assets.storage_kw, room), -np.minimum(assets.storage_kw, stock)
-    curtail = np.minimum(plan.curtailed_kw, largest - plan.storage_kw) > ORDER_TOLERANCE_KW
-    unserved = np.minimum(plan.unserved_kw, plan.storage_kw - least) > ORDER_TOLERANCE_KW
-    # a storage that charges and discharges at once does not have the energy that the master thinks it has
-    both = (plan.storage_kw > largest + ORDER_TOLERANCE_KW) | (plan.storage_kw < least - ORDER_TOLERANCE_KW)
-    found = Orders(
-        orders.direction | _cells(both.any(axis=0)[None] & np.ones_like(both)) if both.any() else orders.direction,
-        orders.curtail | _cells(curtail),
-        orders.unserved | _cells(unserved),
-    )
-    same = all(getattr(found, name) == getattr(orders, name) for name in ("direction", "curtail", "unserved"))
-    return None if same else found
-
-
-ORDER_TOLERANCE_KW: Final = 1e-5
-"""Power by which a plan may miss the order of (N3)."""
+    own = plan.stations
+    least, largest = storage_range_kw(problem, own.storage_kw)
+    curtail = _cells(np.minimum(own.curtailed_kw, largest - own.storage_kw) > ORDER_TOLERANCE_KW)
+    unserved = _cells(np.minimum(own.unserved_kw, own.storage_kw - least) > ORDER_TOLERANCE_KW)
+    if curtail <= orders.curtail and unserved <= orders.unserved:
+        return None
+    return Orders(orders.curtail | curtail, orders.unserved | unserved)
 
 
 def _cells(mask: BoolArray) -> frozenset[tuple[int, int]]:
@@ -374,7 +373,7 @@ def _cut_plan(search: Search, plan: NetworkPlan, excess: FloatArray, slots: IntA
     def work(slot: int) -> Cut:
         return plan_cut(search, slot, references[slot], values[slot], float(excess[slot]))
 
-    search.plan_cuts += _spread(work, slots)
+    search.plan_cuts += spread(work, slots)
 
 
 def plan_cut(search: Search, slot: int, reference: Reference, shared: FloatArray, excess: float) -> Cut:
@@ -402,7 +401,7 @@ def plan_cut(search: Search, slot: int, reference: Reference, shared: FloatArray
     return replace(cut, constant=cut.constant + excess - float(cut.constant + cut.slope @ shared))
 
 
-def _spread(work: Callable[[int], Any], slots: IntArray) -> list[Any]:
+def spread(work: Callable[[int], Any], slots: IntArray) -> list[Any]:
     """Slots are independent: two at a time, as the conic solver leaves other threads running."""
     if len(slots) <= 1:
         return [work(int(slot)) for slot in slots]
@@ -464,4 +463,4 @@ def _bound_cuts(
             return None
         return cut_of(slot, slots[slot], answer.row_dual, answer.cone_dual, answer.ray)
 
-    return _spread(work, np.arange(len(values)))
+    return spread(work, np.arange(len(values)))

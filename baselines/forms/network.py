@@ -15,12 +15,13 @@ import numpy as np
 import pyomo.environ as pyo
 from pyomo.core.expr.numeric_expr import LinearExpression
 
+from evcs_gym.baselines.forms.market import MarketForm, market
 from evcs_gym.baselines.problems.network import NetworkProblem, position_range_kw
-from evcs_gym.envs.grid import Feeder
+from evcs_gym.envs.grid import Feeder, voltage_unbalance_frac
 from evcs_gym.envs.grid.devices import bank_kvar
 from evcs_gym.envs.grid.powerflow import PHASE_UNIT
 from evcs_gym.envs.types import BoolArray, ComplexArray, FloatArray
-from evcs_gym.envs.units import PHASE_BASE_KVA, SLOT_H
+from evcs_gym.envs.units import PHASE_BASE_KVA
 
 VOLTAGE_BOX_PU: Final = (0.6, 1.4)
 """No voltage outside is looked for: twice as far from 1 as any limit in use."""
@@ -71,9 +72,9 @@ class SlotForm:
 
 @dataclass(frozen=True, eq=False)
 class DayForm:
-    """The day's model and, for each slot, what it shares with the network, in the order of `SlotForm.shared`."""
+    """The market's form with devices and, for each slot, what it shares with the network, as in `SlotForm.shared`."""
 
-    model: Any
+    stations: MarketForm
     shared: list[list[Any]]
 
 
@@ -82,10 +83,10 @@ class DayForm:
 
 @dataclass(frozen=True, eq=False)
 class Orders:
-    """Cells (slot, station) in which a binary enforces what the optimum respects nearly everywhere by itself: a storage
-    does not charge and discharge at once; storage moves before PV is curtailed, and before drivers wait (N3)."""
+    """Cells (slot, station) in which binaries enforce what the optimum respects nearly everywhere by itself: storage moves
+    before PV is curtailed, and before drivers wait (N3). That a storage does not charge and discharge at once needs none:
+    it burns energy, which curtailing or not buying does for less."""
 
-    direction: frozenset[tuple[int, int]] = frozenset()
     curtail: frozenset[tuple[int, int]] = frozenset()
     unserved: frozenset[tuple[int, int]] = frozenset()
 
@@ -95,148 +96,47 @@ NO_ORDERS: Final = Orders()
 
 def day_form(problem: NetworkProblem, allowed: BoolArray, orders: Orders = NO_ORDERS) -> DayForm:
     """min (C) over what stations do and over the allowed (T, C) joint positions; the network is not in it."""
-    model = pyo.ConcreteModel(name="market day")
-    _day_variables(model, problem, orders)
-    storage_balance(model, problem)
-    storage_exclusive(model, problem, orders)
-    storage_first(model, problem, orders)
-    station_balance(model, problem)
-    auction_volume(model, problem)
-    missing_energy(model, problem)
+    stations = market(problem.market)
+    model = stations.model
+    least, largest = position_range_kw(problem)
+    for (t, s), variable in model.position_kw.items():
+        variable.setlb(float(least[t, s]))
+        variable.setub(float(largest[t, s]))
+    n3_storage_first(model, problem, orders)
     _device_variables(model, problem, allowed)
     one_position(model, problem)
     head_voltage(model, problem)
     steps_in_service(model, problem)
     movement_budgets(model, problem)
-    model.cost = pyo.Objective(expr=community_cost(model, problem))
-    stations, steps = range(problem.n_stations), list(model.step_index)
+    steps = list(model.step_index)
     shared = [
-        [*(model.position[t, s] for s in stations), model.head[t], *(model.step[t, k, i] for k, i in steps)]
-        for t in range(problem.n_slots)
+        [*(model.position_kw[t, s] for s in model.stations), model.head[t], *(model.step[t, k, i] for k, i in steps)]
+        for t in model.slots
     ]
-    return DayForm(model, shared)
+    return DayForm(stations, shared)
 
 
-def _day_variables(model: Any, problem: NetworkProblem, orders: Orders) -> None:
-    assets, slots, stations = problem.stations, range(problem.n_slots), range(problem.n_stations)
-    kept = (1.0 - assets.self_discharge_frac) ** problem.n_slots  # self-discharge alone may pass the least energy
-    model.charge = pyo.Var(slots, stations, bounds=lambda _, t, s: (0.0, float(assets.storage_kw[s])))
-    model.discharge = pyo.Var(slots, stations, bounds=lambda _, t, s: (0.0, float(assets.storage_kw[s])))
-    model.energy = pyo.Var(
-        slots, stations, bounds=lambda _, t, s: (float(assets.energy_min_kwh[s] * kept[s]), float(assets.storage_kwh[s]))
-    )
-    model.curtailed = pyo.Var(slots, stations, bounds=lambda _, t, s: (0.0, float(problem.pv_kw[t, s])))
-    model.unserved = pyo.Var(slots, stations, bounds=lambda _, t, s: (0.0, float(problem.ev_kw[t, s])))
-    least, largest = position_range_kw(problem)
-    model.position = pyo.Var(slots, stations, bounds=lambda _, t, s: (float(least[t, s]), float(largest[t, s])))
-    model.surplus = pyo.Var(slots, stations, bounds=lambda _, t, s: (0.0, float(largest[t, s])))
-    model.deficit = pyo.Var(slots, stations, bounds=lambda _, t, s: (0.0, -float(least[t, s])))
-    model.volume = pyo.Var(slots, bounds=lambda _, t: (0.0, float(largest[t].sum())))
-    model.missing = pyo.Var(stations, bounds=lambda _, s: (0.0, float(assets.energy_start_kwh[s])))
-    model.charges = pyo.Var(sorted(orders.direction), domain=pyo.Binary)
+def n3_storage_first(model: Any, problem: NetworkProblem, orders: Orders) -> None:
+    """(N3): PV is curtailed only where the storage charges at full power or gets full; drivers wait only where it gives
+    full power or gets empty. Two binaries name the reason."""
+    own, market_problem = problem.stations, problem.market
     for name in ("curtail", "unserved"):
         cells = [(t, s, k) for t, s in sorted(getattr(orders, name)) for k in range(2)]
         setattr(model, f"{name}_reason", pyo.Var(cells, domain=pyo.Binary))
-
-
-def storage_balance(model: Any, problem: NetworkProblem) -> None:
-    """(S1): energy at the end of a slot."""
-    assets = problem.stations
-
-    def rule(_: Any, t: int, s: int) -> Any:
-        gain, loss = SLOT_H * assets.charge_efficiency_frac[s], SLOT_H / assets.discharge_efficiency_frac[s]
-        kept = 1.0 - assets.self_discharge_frac[s]
-        body = [(1.0, model.energy[t, s]), (-gain, model.charge[t, s]), (loss, model.discharge[t, s])]
-        if t == 0:
-            return _equal(body, kept * assets.energy_start_kwh[s])
-        return _equal([*body, (-kept, model.energy[t - 1, s])], 0.0)
-
-    model.s1_storage = pyo.Constraint(range(problem.n_slots), range(problem.n_stations), rule=rule)
-
-
-def storage_exclusive(model: Any, problem: NetworkProblem, orders: Orders) -> None:
-    """(S1), one signed power per slot: a binary chooses the direction."""
-    power, cells = problem.stations.storage_kw, sorted(orders.direction)
-    one, two = {}, {}
-    for t, s in cells:
-        one[t, s] = _at_most([(1.0, model.charge[t, s]), (-power[s], model.charges[t, s])], 0.0)
-        two[t, s] = _at_most([(1.0, model.discharge[t, s]), (power[s], model.charges[t, s])], power[s])
-    model.s1_charges = pyo.Constraint(cells, rule=lambda _, t, s: one[t, s])
-    model.s1_discharges = pyo.Constraint(cells, rule=lambda _, t, s: two[t, s])
-
-
-def storage_first(model: Any, problem: NetworkProblem, orders: Orders) -> None:
-    """(N3): PV is curtailed only where the storage charges at full power or gets full; drivers wait only where it gives
-    full power or gets empty. Two binaries name the reason."""
-    assets = problem.stations
     model.n3_order = pyo.ConstraintList()
+    add = model.n3_order.add
     for t, s in sorted(orders.curtail):
-        full_power, full = model.curtail_reason[t, s, 0], model.curtail_reason[t, s, 1]
-        pv, power, size = float(problem.pv_kw[t, s]), assets.storage_kw[s], assets.storage_kwh[s]
-        model.n3_order.add(_at_most([(1.0, model.curtailed[t, s]), (-pv, full_power), (-pv, full)], 0.0))
-        model.n3_order.add(_at_most([(power, full_power), (-1.0, model.charge[t, s]), (1.0, model.discharge[t, s])], 0.0))
-        model.n3_order.add(_at_most([(size, full), (-1.0, model.energy[t, s])], 0.0))
+        strong, full, pv = model.curtail_reason[t, s, 0], model.curtail_reason[t, s, 1], market_problem.pv_kw[t, s]
+        power, size = own.storage_kw[s], own.storage_kwh[s]
+        add(_at_most([(1.0, model.curtailed_kw[t, s]), (-pv, strong), (-pv, full)], 0.0))
+        add(_at_most([(2 * power, strong), (-1.0, model.charge_kw[t, s]), (1.0, model.discharge_kw[t, s])], power))
+        add(_at_most([(size, full), (-1.0, model.energy_kwh[t + 1, s])], 0.0))
     for t, s in sorted(orders.unserved):
-        full_power, empty = model.unserved_reason[t, s, 0], model.unserved_reason[t, s, 1]
-        ev, power = float(problem.ev_kw[t, s]), assets.storage_kw[s]
-        size, least = assets.storage_kwh[s], assets.energy_min_kwh[s]
-        model.n3_order.add(_at_most([(1.0, model.unserved[t, s]), (-ev, full_power), (-ev, empty)], 0.0))
-        model.n3_order.add(_at_most([(power, full_power), (1.0, model.charge[t, s]), (-1.0, model.discharge[t, s])], 0.0))
-        model.n3_order.add(_at_most([(1.0, model.energy[t, s]), (size - least, empty)], size))
-
-
-def station_balance(model: Any, problem: NetworkProblem) -> None:
-    """(S2): net position, and its split into what is offered and what is wanted."""
-
-    def position(_: Any, t: int, s: int) -> Any:
-        body = [
-            (1.0, model.position[t, s]), (1.0, model.curtailed[t, s]), (-1.0, model.unserved[t, s]),
-            (1.0, model.charge[t, s]), (-1.0, model.discharge[t, s]),
-        ]  # fmt: skip
-        return _equal(body, float(problem.pv_kw[t, s] - problem.ev_kw[t, s]))
-
-    def sign(_: Any, t: int, s: int) -> Any:
-        return _equal([(1.0, model.position[t, s]), (-1.0, model.surplus[t, s]), (1.0, model.deficit[t, s])], 0.0)
-
-    cells = (range(problem.n_slots), range(problem.n_stations))
-    model.s2_position = pyo.Constraint(*cells, rule=position)
-    model.s2_sign = pyo.Constraint(*cells, rule=sign)
-
-
-def auction_volume(model: Any, problem: NetworkProblem) -> None:
-    """(M1): no more is traded than is offered, nor than is wanted."""
-
-    def rule(_: Any, t: int, side: int) -> Any:
-        offers = model.surplus if side == 0 else model.deficit
-        return _at_most([(1.0, model.volume[t]), *((-1.0, offers[t, s]) for s in range(problem.n_stations))], 0.0)
-
-    model.m1_volume = pyo.Constraint(range(problem.n_slots), range(2), rule=rule)
-
-
-def missing_energy(model: Any, problem: NetworkProblem) -> None:
-    """(S3): what the storage lacks at the end against the day's beginning."""
-    last = problem.n_slots - 1
-
-    def rule(_: Any, s: int) -> Any:
-        least = -float(problem.stations.energy_start_kwh[s])
-        return _at_most([(-1.0, model.missing[s]), (-1.0, model.energy[last, s])], least)
-
-    model.s3_missing = pyo.Constraint(range(problem.n_stations), rule=rule)
-
-
-def community_cost(model: Any, problem: NetworkProblem) -> LinearExpression:
-    """(C) with the volume W as a variable: imports of D - W, exports of Q - W, fee on W, wear, unserved, missing."""
-    assets, stations = problem.stations, range(problem.n_stations)
-    terms: list[tuple[float, Any]] = [(float(problem.missing_eur_per_kwh[s]), model.missing[s]) for s in stations]
-    for t in range(problem.n_slots):
-        imports, exports = float(problem.import_eur_per_kwh[t]), float(problem.export_eur_per_kwh[t])
-        terms.append((-SLOT_H * (imports - exports - problem.fee_eur_per_kwh), model.volume[t]))
-        for s in stations:
-            wear, lost = float(assets.degradation_eur_per_kwh[s]), float(assets.lost_load_eur_per_kwh[s])
-            terms += [(SLOT_H * imports, model.deficit[t, s]), (-SLOT_H * exports, model.surplus[t, s])]
-            terms += [(SLOT_H * wear, model.charge[t, s]), (SLOT_H * wear, model.discharge[t, s])]
-            terms.append((SLOT_H * lost, model.unserved[t, s]))
-    return _sum(terms)
+        strong, empty, ev = model.unserved_reason[t, s, 0], model.unserved_reason[t, s, 1], market_problem.ev_kw[t, s]
+        power, room = own.storage_kw[s], own.storage_kwh[s] - own.energy_min_kwh[s]
+        add(_at_most([(1.0, model.unserved_kw[t, s]), (-ev, strong), (-ev, empty)], 0.0))
+        add(_at_most([(2 * power, strong), (1.0, model.charge_kw[t, s]), (-1.0, model.discharge_kw[t, s])], power))
+        add(_at_most([(1.0, model.energy_kwh[t + 1, s]), (room, empty)], own.storage_kwh[s]))
 
 
 def schedule_form(problem: NetworkProblem, allowed: BoolArray, price: FloatArray) -> Any:
@@ -329,14 +229,17 @@ def slot_form(problem: NetworkProblem, slot: int, reference: Reference, tightnes
     return SlotForm(model, cones, shared)
 
 
-def whole_form(problem: NetworkProblem, references: Sequence[Reference], tightness: Tightness) -> tuple[DayForm, list[Cone]]:
-    """Day and network in one model, storage directions as binaries everywhere: the oracle on small horizons."""
+def whole_form(
+    problem: NetworkProblem, references: Sequence[Reference], tightness: Tightness
+) -> tuple[DayForm, list[Cone]]:
+    """Day and network in one model, with the order of (N3) everywhere: the oracle on small horizons."""
     cells = frozenset((t, s) for t in range(problem.n_slots) for s in range(problem.n_stations))
-    form = day_form(problem, problem.admissible, Orders(cells, cells, cells))
-    form.model.network = pyo.Block(range(problem.n_slots))
+    form = day_form(problem, problem.admissible, Orders(cells, cells))
+    model = form.stations.model
+    model.network = pyo.Block(range(problem.n_slots))
     cones: list[Cone] = []
     for t, reference in enumerate(references):
-        cones += add_network(form.model.network[t], problem, t, reference, tightness, form.shared[t], None)
+        cones += add_network(model.network[t], problem, t, reference, tightness, form.shared[t], None)
     return form, cones
 
 
@@ -382,7 +285,13 @@ class _Network:
 
     @classmethod
     def of(
-        cls, problem: NetworkProblem, slot: int, reference: Reference, tightness: Tightness, shared: Sequence[Any], excess: Any
+        cls,
+        problem: NetworkProblem,
+        slot: int,
+        reference: Reference,
+        tightness: Tightness,
+        shared: Sequence[Any],
+        excess: Any,
     ) -> "_Network":
         feeder, n = problem.feeder, problem.n_stations
         present = feeder.phase_present
@@ -402,7 +311,7 @@ class _Network:
 
     def present(self, bus: int) -> list[int]:
         """Phases of a bus."""
-        return np.flatnonzero(self.feeder.phase_present[bus]).tolist()  # type: ignore[no-any-return]
+        return np.flatnonzero(self.feeder.phase_present[bus]).tolist()
 
     def above(self, model: Any, bus: int, phase: int) -> Any:
         """Squared voltage at the parent of a bus."""
@@ -470,7 +379,7 @@ def q1_voltage_drop(model: Any, net: _Network) -> None:
 
     def rule(_: Any, j: int, f: int) -> Any:
         coupling, _kappa, eta = _coupling(net, j)
-        body = [(1.0, model.v[j, f]), (-1.0, net.above(model, j, f)), (-abs(net.self_pu[j]) ** 2, model.l[j, f])]
+        body = [(1.0, model.v[j, f]), (-1.0, net.above(model, j, f)), (-(abs(net.self_pu[j]) ** 2), model.l[j, f])]
         for p in net.present(j):
             body += [(2.0 * coupling[f, p].real, model.P[j, p]), (-2.0 * coupling[f, p].imag, model.Q[j, p])]
         return _equal(body, float(eta[f]))
@@ -602,7 +511,8 @@ def q5_limits(model: Any, net: _Network) -> None:
         net.cells, rule=lambda _, j, f: _at_most([(1.0, model.v[j, f]), *net.slack(1.0)], float(high[j, f]))
     )
     model.q5_current = pyo.Constraint(
-        net.cells, rule=lambda _, j, f: _at_most([(1.0, model.l[j, f]), *net.slack(largest[j])], float(largest[j]))
+        net.cells,
+        rule=lambda _, j, f: _at_most([(1.0, model.l[j, f]), *net.slack(float(largest[j]))], float(largest[j])),
     )
 
 
@@ -628,12 +538,11 @@ leaving it out only relaxes, and the power flow of the plan looks at every bus."
 
 def q6_unbalance(model: Any, net: _Network) -> list[Cone]:
     """(Q6): |V-| <= limit Re(V+ turned to the real axis), both linear in P and Q with voltages of the reference."""
-    from evcs_gym.envs.grid import voltage_unbalance_frac
-
     voltage = net.reference.voltage_pu
     limit = net.problem.limits.unbalance_frac[net.slot] + net.tightness.relaxed
     watched = np.flatnonzero(voltage_unbalance_frac(voltage) > UNBALANCE_WATCH_FRAC * limit)
-    minus, plus = np.array([1.0, _ROTATION**2, _ROTATION]) / 3.0, np.array([1.0, _ROTATION, _ROTATION**2]) / 3.0
+    minus: ComplexArray = np.array([1.0, _ROTATION**2, _ROTATION]) / 3.0
+    plus: ComplexArray = np.array([1.0, _ROTATION, _ROTATION**2]) / 3.0
     head_pu = float(np.abs(voltage[0]).mean())
     cones = []
     for bus in watched.tolist():
@@ -671,9 +580,7 @@ def _row(constant: float, terms: Sequence[tuple[float, Any]]) -> Row:
 
 
 def _sum(terms: Sequence[tuple[float, Any]]) -> LinearExpression:
-    return LinearExpression(
-        constant=0.0, linear_coefs=[float(a) for a, _ in terms], linear_vars=[x for _, x in terms]
-    )
+    return LinearExpression(constant=0.0, linear_coefs=[float(a) for a, _ in terms], linear_vars=[x for _, x in terms])
 
 
 def _equal(terms: Sequence[tuple[float, Any]], value: float) -> Any:

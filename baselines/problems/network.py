@@ -10,6 +10,17 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from evcs_gym.baselines.problems.market import (
+    MarketPlan,
+    MarketProblem,
+    check_data,
+    cost,
+    energies_kwh,
+    gap_scale_eur,
+    positions_kw,
+    problem_of,
+)
+from evcs_gym.baselines.problems.market import check as check_stations
 from evcs_gym.envs.errors import ConfigError, InfeasibleError
 from evcs_gym.envs.grid import Feeder, PowerFlow, branch_current_a, power_flow
 from evcs_gym.envs.grid.devices import Devices, DeviceSchedule, bank_kvar, checked_schedule, head_voltage_pu
@@ -21,10 +32,8 @@ if TYPE_CHECKING:
     from evcs_gym.envs.day import Day
     from evcs_gym.envs.scenario import Scenario
 
-POWER_TOLERANCE_KW: Final = 1e-5
-"""A plan may exceed a power, or the balance of a station, by this."""
-ENERGY_TOLERANCE_KWH: Final = 1e-4
-"""A plan may exceed the bounds of a storage by this."""
+ORDER_TOLERANCE_KW: Final = 1e-5
+"""Power by which a plan may miss the order of (N3)."""
 MAX_POSITIONS: Final = 10_000
 """Largest number of joint positions of tap changer and banks: each is tried on the base load of every slot."""
 
@@ -33,20 +42,13 @@ MAX_POSITIONS: Final = 10_000
 class NetworkProblem:
     """Market and network of one day; T slots, S stations, N buses, K banks, C joint positions of the devices.
 
-    import_eur_per_kwh, export_eur_per_kwh: (T,); fee_eur_per_kwh: of a trade between stations. missing_eur_per_kwh: price
-    of what a storage lacks at the end, grid side. pv_kw, ev_kw: (T, S). stations, feeder, devices: of the scenario.
+    market: stations, tariffs and series without network. feeder, devices: of the scenario.
     load_kva: (T, N, 3) without stations. limits: effective ones, a row per slot.
     tap_position (C,), capacitor_step (C, K): the joint positions; admissible: (T, C) those under which the base load
     keeps the limits. own: (T,) position of the day's own schedule among them. source_pu: ahead of the tap changer.
     """
 
-    import_eur_per_kwh: FloatArray
-    export_eur_per_kwh: FloatArray
-    fee_eur_per_kwh: float
-    missing_eur_per_kwh: FloatArray
-    pv_kw: FloatArray
-    ev_kw: FloatArray
-    stations: StationAssets
+    market: MarketProblem
     feeder: Feeder
     devices: Devices
     source_pu: float
@@ -60,7 +62,12 @@ class NetworkProblem:
     @property
     def n_slots(self) -> int:
         """Number of slots T."""
-        return len(self.import_eur_per_kwh)
+        return self.market.n_slots
+
+    @property
+    def stations(self) -> StationAssets:
+        """What the stations own."""
+        return self.market.stations
 
     @property
     def n_stations(self) -> int:
@@ -80,12 +87,10 @@ class NetworkProblem:
 
 @dataclass(frozen=True, eq=False)
 class NetworkPlan:
-    """storage_kw (T, S; charging > 0), curtailed_kw, unserved_kw (T, S), position (T,) row of the joint positions."""
+    """What stations do, and the row of the joint positions in which the devices are in each slot, (T,)."""
 
-    storage_kw: FloatArray
-    curtailed_kw: FloatArray
-    unserved_kw: FloatArray
-    position: IntArray
+    stations: MarketPlan
+    devices: IntArray
 
 
 def network_problem(scenario: "Scenario", day: "Day") -> NetworkProblem:
@@ -95,9 +100,9 @@ def network_problem(scenario: "Scenario", day: "Day") -> NetworkProblem:
         ConfigError: a scenario or day without stations, a feeder with equipment, more joint positions of the devices than
             `MAX_POSITIONS`.
     """
-    if not scenario.has_stations or day.stations is None:
-        raise ConfigError(f"market: scenario {scenario.name!r} must have stations, got none; take one with stations")
-    assets, feeder, devices = scenario.stations, scenario.feeder, scenario.devices
+    market = problem_of(scenario, day)
+    check_data(market)
+    feeder, devices = scenario.feeder, scenario.devices
     if feeder.equipment is not None:
         raise ConfigError(
             f"market: network 'misocp' knows lines and constant-power wye loads, and feeder {feeder.name!r} has "
@@ -105,17 +110,12 @@ def network_problem(scenario: "Scenario", day: "Day") -> NetworkProblem:
         )
     tap, step = joint_positions(devices)
     own = _rows_of(tap, step, day.tap_position, day.capacitor_step)
-    admissible = admissible_positions(feeder, devices, scenario.feeder_spec.source_pu, day.load_kva, day.limits, tap, step)
+    admissible = admissible_positions(
+        feeder, devices, scenario.feeder_spec.source_pu, day.load_kva, day.limits, tap, step
+    )
     admissible[np.arange(len(own)), own] = True  # by definition of the effective limits
-    efficiency = assets.charge_efficiency_frac
     return NetworkProblem(
-        import_eur_per_kwh=day.import_eur_per_kwh,
-        export_eur_per_kwh=day.export_eur_per_kwh,
-        fee_eur_per_kwh=scenario.tariff.network_fee_eur_per_kwh,
-        missing_eur_per_kwh=frozen(day.import_eur_per_kwh.max() / efficiency),
-        pv_kw=day.stations.pv_kw,
-        ev_kw=day.stations.ev_kw,
-        stations=assets,
+        market=market,
         feeder=feeder,
         devices=devices,
         source_pu=scenario.feeder_spec.source_pu,
@@ -135,7 +135,9 @@ def joint_positions(devices: Devices) -> tuple[IntArray, IntArray]:
         ConfigError: more than `MAX_POSITIONS`.
     """
     taps, ranges = devices.tap_changer, []
-    ranges.append(range(max(taps.lowest, taps.start - taps.max_moves), min(taps.highest, taps.start + taps.max_moves) + 1))
+    ranges.append(
+        range(max(taps.lowest, taps.start - taps.max_moves), min(taps.highest, taps.start + taps.max_moves) + 1)
+    )
     for bank in devices.banks:
         ranges.append(
             range(max(0, bank.start - bank.max_switchings), min(bank.n_steps, bank.start + bank.max_switchings) + 1)
@@ -185,65 +187,47 @@ def rows_of_limits(limits: Limits, rows: IntArray) -> Limits:
 
 def position_kw(problem: NetworkProblem, plan: NetworkPlan) -> FloatArray:
     """Net positions (T, S), a surplus is positive."""
-    return np.asarray(
-        problem.pv_kw - plan.curtailed_kw - problem.ev_kw + plan.unserved_kw - plan.storage_kw
-    )
+    return positions_kw(problem.market, plan.stations)
 
 
 def position_range_kw(problem: NetworkProblem) -> tuple[FloatArray, FloatArray]:
     """(T, S) least and largest net position of any policy: caps bound it at unchanged sign, so that nobody who sells has
     drivers waiting, and nobody who buys curtails."""
-    assets, own = problem.stations, problem.pv_kw - problem.ev_kw
+    assets, own = problem.stations, problem.market.pv_kw - problem.market.ev_kw
     largest = np.clip(own + assets.storage_kw, 0.0, assets.connection_kw)
     least = -np.clip(assets.storage_kw - own, 0.0, assets.connection_kw)
     return least, largest
 
 
-def energy_kwh(problem: NetworkProblem, plan: NetworkPlan) -> FloatArray:
-    """Stored energy (T + 1, S), from the day's start on."""
+def storage_range_kw(problem: NetworkProblem, storage_kw: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """(T, S) least and largest storage power that can be executed where the powers before were ``storage_kw``."""
     assets = problem.stations
-    charge, discharge = np.maximum(plan.storage_kw, 0.0), np.maximum(-plan.storage_kw, 0.0)
-    gain = SLOT_H * (assets.charge_efficiency_frac * charge - discharge / assets.discharge_efficiency_frac)
-    energy = [assets.energy_start_kwh]
-    for slot in range(problem.n_slots):
-        energy.append(energy[-1] * (1.0 - assets.self_discharge_frac) + gain[slot])
-    return np.array(energy)
-
-
-def slot_cost_eur(problem: NetworkProblem, plan: NetworkPlan) -> FloatArray:
-    """What the community pays in each slot (T,), without what is missing at the end."""
-    assets, position = problem.stations, position_kw(problem, plan)
-    supply, demand = np.maximum(position, 0.0).sum(axis=1), np.maximum(-position, 0.0).sum(axis=1)
-    bought = problem.import_eur_per_kwh * np.maximum(demand - supply, 0.0)
-    sold = problem.export_eur_per_kwh * np.maximum(supply - demand, 0.0)
-    fees = problem.fee_eur_per_kwh * np.minimum(supply, demand)
-    wear = (assets.degradation_eur_per_kwh * np.abs(plan.storage_kw)).sum(axis=1)
-    lost = (assets.lost_load_eur_per_kwh * plan.unserved_kw).sum(axis=1)
-    return np.asarray(SLOT_H * (bought - sold + fees + wear + lost))
+    kept = energies_kwh(problem.market, storage_kw)[:-1] * (1.0 - assets.self_discharge_frac)
+    room = np.maximum(assets.storage_kwh - kept, 0.0) / (assets.charge_efficiency_frac * SLOT_H)
+    stock = np.maximum(kept - assets.energy_min_kwh, 0.0) * assets.discharge_efficiency_frac / SLOT_H
+    return -np.minimum(assets.storage_kw, stock), np.minimum(assets.storage_kw, room)
 
 
 def cost_eur(problem: NetworkProblem, plan: NetworkPlan) -> float:
     """Community cost (C) of a plan: what a replay through the environment must return."""
-    missing = np.maximum(problem.stations.energy_start_kwh - energy_kwh(problem, plan)[-1], 0.0)
-    return float(slot_cost_eur(problem, plan).sum() + problem.missing_eur_per_kwh @ missing)
+    return cost(problem.market, plan.stations)
 
 
-def scale_eur(problem: NetworkProblem, cost: float) -> float:
-    """What gaps and errors are relative to: max(1 EUR, |cost|, all imports of the day with idle storage)."""
-    demand = np.maximum(problem.ev_kw - problem.pv_kw, 0.0).sum(axis=1)
-    return max(1.0, abs(cost), float(SLOT_H * (problem.import_eur_per_kwh * demand).sum()))
+def scale_eur(problem: NetworkProblem, cost_of_plan_eur: float) -> float:
+    """What gaps and errors are relative to: max(1 EUR, |cost|, all deficits of the day with idle storages)."""
+    return max(1.0, abs(cost_of_plan_eur), gap_scale_eur(problem.market))
 
 
 def schedule_of(problem: NetworkProblem, plan: NetworkPlan) -> DeviceSchedule:
     """The plan's positions of tap changer and banks."""
-    return DeviceSchedule(problem.tap_position[plan.position], problem.capacitor_step[plan.position])
+    return DeviceSchedule(problem.tap_position[plan.devices], problem.capacitor_step[plan.devices])
 
 
 def plan_flow(problem: NetworkProblem, plan: NetworkPlan, slots: IntArray | None = None) -> PowerFlow:
     """Nonlinear power flow of the plan in some slots, all by default."""
     rows = np.arange(problem.n_slots) if slots is None else slots
     load = plan_load_kva(problem, plan)[rows]
-    where = plan.position[rows]
+    where = plan.devices[rows]
     return power_flow(problem.feeder, load, problem.head_pu[where], 1e-11, capacitor_kvar=problem.kvar[where])
 
 
@@ -254,7 +238,7 @@ def plan_load_kva(problem: NetworkProblem, plan: NetworkPlan) -> ComplexArray:
 
 def plan_excess(problem: NetworkProblem, plan: NetworkPlan) -> FloatArray:
     """(T, 5) by how much the plan exceeds the limits, see `operator.excesses`; negative where there is room."""
-    where = plan.position
+    where = plan.devices
     return excesses(
         problem.feeder,
         problem.limits,
@@ -296,7 +280,7 @@ def position_excess(problem: NetworkProblem, position: FloatArray) -> FloatArray
 def branch_current_pu(problem: NetworkProblem, plan: NetworkPlan, flow: PowerFlow) -> ComplexArray:
     """Branch currents (T, N, 3) of the plan's power flow [pu]."""
     current = branch_current_a(
-        problem.feeder, plan_load_kva(problem, plan), flow.voltage_pu, None, problem.kvar[plan.position]
+        problem.feeder, plan_load_kva(problem, plan), flow.voltage_pu, None, problem.kvar[plan.devices]
     )
     return np.asarray(current / problem.feeder.base_current_a)
 
@@ -306,31 +290,24 @@ def check(problem: NetworkProblem, plan: NetworkPlan) -> None:
 
     The order of (N3) is part of it: nobody curtails or leaves drivers waiting whose storage could still move.
     """
-    assets = problem.stations
-    kept = energy_kwh(problem, plan)
-    before = kept[:-1] * (1.0 - assets.self_discharge_frac)
-    power = POWER_TOLERANCE_KW + ENERGY_TOLERANCE_KWH / SLOT_H
-    room = np.maximum(assets.storage_kwh - before, 0.0) / (assets.charge_efficiency_frac * SLOT_H)
-    stock = np.maximum(before - assets.energy_min_kwh, 0.0) * assets.discharge_efficiency_frac / SLOT_H
-    largest, least = np.minimum(assets.storage_kw, room), -np.minimum(assets.storage_kw, stock)
-    position = position_kw(problem, plan)
+    check_stations(problem.market, plan.stations)
+    own = plan.stations
+    least, largest = storage_range_kw(problem, own.storage_kw)
     rules = (
-        ("storage_kw must not exceed what it can charge", plan.storage_kw - largest),
-        ("storage_kw must not exceed what it can discharge", least - plan.storage_kw),
-        ("curtailed_kw must be 0..pv_kw", np.maximum(-plan.curtailed_kw, plan.curtailed_kw - problem.pv_kw)),
-        ("unserved_kw must be 0..ev_kw", np.maximum(-plan.unserved_kw, plan.unserved_kw - problem.ev_kw)),
-        ("the position must keep the connection limit", np.abs(position) - assets.connection_kw),
-        ("PV is curtailed after the storage took what it can", np.minimum(plan.curtailed_kw, largest - plan.storage_kw)),
-        ("drivers wait after the storage gave what it can", np.minimum(plan.unserved_kw, plan.storage_kw - least)),
+        ("PV is curtailed after the storage took what it can", np.minimum(own.curtailed_kw, largest - own.storage_kw)),
+        ("drivers wait after the storage gave what it can", np.minimum(own.unserved_kw, own.storage_kw - least)),
     )
     for rule, excess in rules:
-        slot, station = (int(i) for i in np.unravel_index(int(np.argmax(excess)), excess.shape))
-        if excess[slot, station] > power:
+        slot, station = divmod(int(np.argmax(excess)), problem.n_stations)
+        if excess[slot, station] > ORDER_TOLERANCE_KW:
             raise InfeasibleError(
-                f"plan: {rule}, but station {assets.name[station]!r} misses it by {excess[slot, station]:.3g} kW in slot "
-                f"{slot}"
+                f"plan: {rule}, but station {problem.stations.name[station]!r} misses it by "
+                f"{excess[slot, station]:.3g} kW in slot {slot}"
             )
-    if not problem.admissible[np.arange(problem.n_slots), plan.position].all():
-        slot = int(np.argmin(problem.admissible[np.arange(problem.n_slots), plan.position]))
-        raise InfeasibleError(f"plan: the base load must keep its limits under the devices, but not so in slot {slot}")
+    possible = problem.admissible[np.arange(problem.n_slots), plan.devices]
+    if not possible.all():
+        raise InfeasibleError(
+            "plan: the base load must keep its limits under the devices, but does not in slot "
+            f"{int(np.argmin(possible))}"
+        )
     checked_schedule(problem.devices, schedule_of(problem, plan), problem.n_slots, "plan")
