@@ -145,8 +145,8 @@ def conic_cut(
     """constant and slope (P,): the optimum for given values y of the shared columns is at least constant + slope . y.
 
     True for any row_dual (m,) and cone_dual (R,): the latter are raised into their cones first, and the Lagrangian
-    c x - row_dual (A x - b) - cone_dual (h + G x) is minimised over the box of all other columns, so that a solver's dual
-    residual costs bound instead of truth. -inf where a needed side of a box is infinite.
+    c x - row_dual (A x - b) - cone_dual (h + G x) is minimised over the box of all other columns, so that a solver's
+    dual residual costs bound instead of truth. -inf where a needed side of a box is infinite.
     """
     y = np.where((row_dual > 0.0) & ~np.isfinite(form.row_lower), 0.0, row_dual)
     y = np.where((y < 0.0) & ~np.isfinite(form.row_upper), 0.0, y)

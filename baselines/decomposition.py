@@ -1,11 +1,11 @@
 """The network-constrained market solved slot by slot: a master for the day, the network of a slot for each cut.
 
-(C) does not price losses, so the network only says which positions are possible. The master (stations, auction, devices)
-proposes positions; the nonlinear power flow of all slots finds those that break a limit; there the conic programme of the
-slot is solved, and its duals are a linear cut that every possible position keeps. Two sets of cuts are kept apart: those
-of the *bound* come from the relaxation (Q1)-(Q6) with limits relaxed by what (N4) allows, those of the *plan* from the
-exact limits with l held near the power flow (the majorant). References are refreshed at the plan's own power flow, and
-stored duals give the cuts of the new reference without another solve: any duals give a true cut.
+(C) does not price losses, so the network only says which positions are possible. The master (stations, auction,
+devices) proposes positions; the nonlinear power flow of all slots finds those that break a limit; there the conic
+programme of the slot is solved, and its duals are a linear cut that every possible position keeps. Two sets of cuts are
+kept apart: those of the *bound* come from the relaxation (Q1)-(Q6) with limits relaxed by what (N4) allows, linearised
+at the plan; those of the *plan* from the exact limits with l held near the power flow (the majorant), linearised at the
+positions that they cut off.
 """
 
 import threading
@@ -37,7 +37,6 @@ from evcs_gym.baselines.problems.network import (
 from evcs_gym.baselines.solvers import (
     N_WORKERS,
     Compiled,
-    Result,
     SecondOrderResult,
     SecondOrderRows,
     StandardForm,
@@ -46,8 +45,9 @@ from evcs_gym.baselines.solvers import (
     solve,
     solve_second_order,
 )
-from evcs_gym.envs.grid.operator import PASS_TOLERANCE
 from evcs_gym.envs.errors import ConvergenceError, InfeasibleError
+from evcs_gym.envs.grid.device_plan import bank_states, best_path
+from evcs_gym.envs.grid.operator import PASS_TOLERANCE
 from evcs_gym.envs.types import BoolArray, FloatArray, IntArray
 
 LIMIT_TOLERANCE: Final = 1e-7
@@ -69,9 +69,9 @@ _SETTLED_FRAC: Final = 0.01
 """Share of the gap asked for that another refresh must gain."""
 _GRACE_S: Final = 2.0
 """A slot takes milliseconds: it is not cut short at the very end."""
-_SCHEDULE_GAP_FRAC: Final = 0.05
-"""Share of its sum of excesses by which a schedule may miss the best one."""
-_SCHEDULE_LIMIT_S: Final = 8.0
+_EXCESS_WEIGHT: Final = 1e3
+_ROOM_WANTED: Final = 0.005
+"""Room to the limits that a schedule of the devices looks for once no limit is broken."""
 _CURTAIL_EUR_PER_KWH: Final = 1e-5
 """Price of curtailment in plans, so that a plan curtails only where it gains; re-priced without it."""
 _MASTER_GAP_FRAC: Final = 0.1
@@ -316,9 +316,9 @@ def _master_plan(search: Search, allowed: BoolArray) -> NetworkPlan | None:
     try:
         found = solve(Task(replace(form, cost=cost), relative_gap=_MASTER_GAP_FRAC * search.gap), search.left_s)
     except InfeasibleError as error:
-        slots = sorted({cut.slot for cut in search.plan_cuts})
         raise InfeasibleError(
-            f"market: no positions of the stations keep the network's limits under these devices; cuts stand in slots {slots}"
+            "market: no positions of the stations keep the network's limits under these devices; the limits are in "
+            f"slots {sorted({cut.slot for cut in search.plan_cuts})}"
         ) from error
     return None if found.x is None else plan_of(problem, matrices, found.x)
 
@@ -335,20 +335,26 @@ def _refresh(search: Search, plan: NetworkPlan, excess: FloatArray) -> bool:
 
 
 def best_schedule(search: Search, position: FloatArray) -> tuple[IntArray, float]:
-    """Joint positions (T,) of the devices with the least sum of excesses at positions (T, S) of the stations."""
-    problem = search.problem
-    price = position_excess(problem, position)
-    price[price <= PASS_TOLERANCE] = 0.0
-    model = forms.schedule_form(problem, problem.admissible, price)
-    compiled = compile_model(model)
-    limit_s = min(search.left_s, _SCHEDULE_LIMIT_S)  # any schedule will do: what it leaves is cut
-    found = solve(Task(compiled.form, relative_gap=_SCHEDULE_GAP_FRAC), limit_s)
-    if found.x is None:
-        return problem.own, float(price[np.arange(problem.n_slots), problem.own].sum())
-    chosen = list(model.chosen)
-    on = [chosen[k] for k in np.flatnonzero(found.x[compiled.columns(list(model.chosen.values()))] > 0.5)]
-    rows = np.array([c for _, c in sorted(on)], dtype=np.int64)
-    return rows, float(price[np.arange(problem.n_slots), rows].sum())
+    """Joint positions (T,) of the devices for positions (T, S) of the stations, and the sum of excesses they leave.
+
+    (P10) over the admissible joint positions: the least sum of excesses, then room to the limits of `_ROOM_WANTED`.
+    """
+    problem, devices = search.problem, search.problem.devices
+    excess = position_excess(problem, position)
+    price = _EXCESS_WEIGHT * np.maximum(excess - PASS_TOLERANCE, 0.0) + np.maximum(excess + _ROOM_WANTED, 0.0) ** 2
+    states, taps = bank_states(devices), devices.tap_changer
+    lowest = int(problem.tap_position.min())
+    row = np.full((len(states.combinations), int(problem.tap_position.max()) - lowest + 1), -1, dtype=np.int64)
+    for joint, steps in enumerate(problem.capacitor_step):
+        combination = int(np.flatnonzero((states.combinations == steps).all(axis=1))[0])
+        row[combination, problem.tap_position[joint] - lowest] = joint
+    there = (row >= 0)[None] & problem.admissible[:, row]
+    cost = np.where(there, price[:, row], np.inf)
+    n_moves = min(taps.max_moves, problem.n_slots * (row.shape[1] - 1))
+    value, tap, state = best_path(cost, states, taps.start - lowest, n_moves, False)
+    chosen = row[states.combination[state], tap] if np.isfinite(value) else problem.own
+    left = np.maximum(excess[np.arange(problem.n_slots), chosen] - PASS_TOLERANCE, 0.0)
+    return np.asarray(chosen, dtype=np.int64), float(left.sum())
 
 
 def _more_orders(problem: NetworkProblem, plan: NetworkPlan, orders: Orders) -> Orders | None:
@@ -412,20 +418,23 @@ def spread(work: Callable[[int], Any], slots: IntArray) -> list[Any]:
 # -- bounds -----------------------------------------------------------------------------------------------------------
 
 
-def network_free_bound(search: Search) -> tuple[float, NetworkPlan]:
+def network_free_bound(search: Search) -> float:
     """No policy costs less, whatever the network does: the linear programme without it, dual residual charged."""
     matrices = day_matrices(search.problem, only(search.problem, search.problem.own))
     found = _relaxed(matrices.compiled.form, search)
-    assert found.x is not None and found.row_dual is not None
-    bound, _ = dual_bound(matrices.compiled.form, found.row_dual)
-    return bound, plan_of(search.problem, matrices, found.x)
+    return dual_bound(matrices.compiled.form, found[1])[0]
 
 
-def _relaxed(form: StandardForm, search: Search) -> Result:
-    found = solve(Task(form.relaxed()), max(search.left_s, 1.0))
+def _relaxed(form: StandardForm, search: Search) -> tuple[FloatArray, FloatArray]:
+    """Point and row duals of the relaxation.
+
+    Raises:
+        ConvergenceError: time was over.
+    """
+    found = solve(Task(form.relaxed()), max(search.left_s, _GRACE_S))
     if found.x is None or found.row_dual is None:
         raise ConvergenceError("market: the linear programme of the day was not solved in time; raise time_limit_s")
-    return found
+    return found.x, found.row_dual
 
 
 def lift_bound(search: Search, references: Sequence[Reference], target_eur: float) -> float:
@@ -436,13 +445,12 @@ def lift_bound(search: Search, references: Sequence[Reference], target_eur: floa
     slots: dict[int, SlotMatrices] = {}
     for _ in range(MAX_ROUNDS):
         form = with_cuts(matrices.compiled.form, matrices.shared, search.bound_cuts)
-        found = _relaxed(form, search)
-        assert found.x is not None and found.row_dual is not None
-        bound, _ = dual_bound(form, found.row_dual)
+        x, row_dual = _relaxed(form, search)
+        bound, _ = dual_bound(form, row_dual)
         best = max(best, bound)
         if best >= target_eur or search.left_s <= 0.0:
             break
-        values = found.x[matrices.shared]
+        values = x[matrices.shared]
         fresh = [cut for cut in _bound_cuts(search, references, values, slots) if cut is not None]
         if not fresh:
             break

@@ -46,12 +46,12 @@ LIMIT_NAMES: Final = ("undervoltage_pu", "overvoltage_pu", "current_frac", "head
 class NetworkCertificate:
     """Evidence for a plan of the market with its network.
 
-    network: what the programme knows of it. network_free_bound_eur: holds for every policy whatever the network does. network_bound_eur: of the relaxation
-    (Q1)-(Q6) with limits wider by what (N4) allows, linearised at the plan; None where the first was enough. Both charge
-    the dual residual over the boxes of the variables. own_devices_cost_eur: of the best plan found under the day's own
-    device schedule, None where the plan itself has that schedule or none was looked for.
+    network: what the programme knows of it. network_free_bound_eur: holds for every policy whatever the network does.
+    network_bound_eur: of the relaxation (Q1)-(Q6) with limits wider by what (N4) allows, linearised at the plan; None
+    where the first was enough. Both charge the dual residual over the boxes of the variables. own_devices_cost_eur: of
+    the best plan found under the day's own device schedule, None where the plan itself has it or none was looked for.
     cone_slack_pu, voltage_mismatch_pu: largest v l - P2 - Q2, and largest difference of sqrt(v) from the power flow, of
-    the programme with least losses at the plan. limits: largest excess of the plan's power flow over the effective
+    the programmes with least current at the plan. limits: largest excess of the plan's power flow over the effective
     limits, negative where there is room. replay_cost_eur, replay_relative_error: of the plan through the environment's
     step with its devices. n_capped: cells (slot, station) in which the plan curtails or leaves drivers waiting.
     """
@@ -83,8 +83,8 @@ class NetworkCertificate:
 class NetworkSolution:
     """The best plan found for a day of the market with its network, with what is proven about it.
 
-    cost_eur: of the plan by the problem's own numpy. lower_bound_eur: the larger bound of the certificate. relative_gap:
-    their difference over max(1 EUR, |cost|, imports of the day with idle storage). status: a `SolutionStatus`.
+    cost_eur: of the plan by the problem's own numpy. lower_bound_eur: the larger bound of the certificate.
+    relative_gap: their difference over max(1 EUR, |cost|, deficits of idle storages). status: a `SolutionStatus`.
     """
 
     cost_eur: float
@@ -124,7 +124,7 @@ def solve_market_network(
     began = time.perf_counter()
     problem = network_problem(scenario, day)
     search = Search(problem, wanted_gap, time.monotonic() + time_limit_s)
-    free_eur, _ = network_free_bound(search)
+    free_eur = network_free_bound(search)
     plan, own_eur = _plan(search, free_eur)
     bound, network_eur = free_eur, None
     if not _proven(problem, plan, free_eur, wanted_gap):
@@ -244,10 +244,10 @@ def _certificate(
 
 
 def tightness_of(problem: NetworkProblem, plan: NetworkPlan) -> tuple[float, float]:
-    """Largest v l - P2 - Q2 and largest |sqrt v - V of the power flow| of the programmes with least losses at the plan.
+    """Largest v l - P2 - Q2 and |sqrt v - V of the power flow| of the programmes with least current at the plan.
 
-    Each slot is linearised at the plan's own power flow, with its limits as in the bound and positions, head voltage and
-    steps as in the plan: the relaxation is exact there if both are zero.
+    Each slot is linearised at the plan's own power flow, with its limits as in the bound and positions, head voltage
+    and steps as in the plan: the relaxation is exact there if both are zero.
     """
     references = search_module.references_of(problem, plan)
     shared = search_module.shared_values(problem, plan)
@@ -295,7 +295,7 @@ def caps_of(problem: NetworkProblem, plan: NetworkPlan) -> FloatArray:
 
 @dataclass(frozen=True, eq=False)
 class PlannedCaps:
-    """The operator of a replay: the plan's own caps (T, S), and behind them the network's limits as ever, by `ProRata`."""
+    """The operator of a replay: the plan's own caps (T, S), and behind them the network's limits (`ProRata`)."""
 
     cap_kw: FloatArray
     in_threads: bool = False
@@ -319,7 +319,7 @@ class PlannedCaps:
 
 
 def replay_eur(scenario: "Scenario", day: "Day", problem: NetworkProblem, plan: NetworkPlan) -> float:
-    """Community cost of the plan through the environment's step, devices and caps as planned, asks at the export price."""
+    """Community cost of the plan through the environment's step: its devices, its caps, asks at the export price."""
     moved = with_devices(scenario, day, schedule_of(problem, plan))
     world = market_world(scenario, [moved])
     operator, state, total = PlannedCaps(caps_of(problem, plan)), initial_state(world, np.zeros(1, dtype=np.int64)), 0.0

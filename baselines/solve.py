@@ -91,8 +91,9 @@ def optimum(
             "misocp" keeps its limits, and chooses the positions of tap changer and capacitor banks as well.
 
     Returns:
-        A `Solution`, for the market a `MarketSolution` or, with its network, a `NetworkSolution`: cost of the plan in the environment, a bound that no policy can
-        beat, and the certificate; for traffic a `TrafficSolution`: flows, their (T3), a bound that no flows can beat.
+        A `Solution`, for the market a `MarketSolution` or, with its network, a `NetworkSolution`: cost of the plan in
+        the environment, a bound that no policy can beat, and the certificate; for traffic a `TrafficSolution`: flows,
+        their (T3), a bound that no flows can beat.
 
     Raises:
         ConfigError: an unknown problem, a gap, a time limit or a slot out of range, a scenario without that world.

@@ -379,8 +379,8 @@ class SecondOrderRows:
 class SecondOrderResult:
     """x (n,), row_dual (m,) and cone_dual (R,) of a programme with cones, which the caller turns into proofs.
 
-    ray: the duals prove, up to rounding, that no point keeps all rows, and x means nothing. doubtful: the solver stopped
-    short of its tolerance; its duals still give true cuts, its x and objective are to be looked at.
+    ray: the duals prove, up to rounding, that no point keeps all rows, and x means nothing. doubtful: the solver
+    stopped short of its tolerance; its duals still give true cuts, its x and objective are to be looked at.
     """
 
     x: FloatArray
@@ -394,8 +394,8 @@ class SecondOrderResult:
 def solve_second_order(form: StandardForm, cones: SecondOrderRows, time_limit_s: float) -> SecondOrderResult:
     """Clarabel on a continuous programme with second-order cones; columns with equal bounds are constants.
 
-    It runs in this process: it looks at its clock in every iteration, an iteration is short, and it leaves other threads
-    running. row_dual > 0 belongs to the lower side of a row.
+    It runs in this process: it looks at its clock in every iteration, an iteration is short, and it leaves other
+    threads running. row_dual > 0 belongs to the lower side of a row.
 
     Raises:
         DataError: NaN in the programme.
@@ -405,7 +405,6 @@ def solve_second_order(form: StandardForm, cones: SecondOrderRows, time_limit_s:
     _check_numbers(form)
     from scipy.sparse import csc_matrix
 
-    n = len(form.cost)
     rows, right, kinds, sides, free = _second_order_rows(clarabel, form, cones)
     settings = clarabel.DefaultSettings()
     settings.verbose = False
@@ -449,7 +448,7 @@ def _clarabel() -> Any:
 def _second_order_rows(
     clarabel: Any, form: StandardForm, cones: SecondOrderRows
 ) -> tuple[Any, FloatArray, list[Any], list[tuple[BoolArray, float]], BoolArray]:
-    """Rows, right sides and cones of right - rows x; which rows of the form lie where, with their sign; free columns."""
+    """Rows, right sides and cones of right - rows x; which rows of the form lie where, and their sign; free columns."""
     from scipy.sparse import csc_matrix, csr_matrix, identity, vstack
 
     n, m = len(form.cost), len(form.row_lower)

@@ -2,9 +2,9 @@
 
 Two models share the functions below: `day_form`, the stations and devices of the whole day without the network, and
 `slot_form`, the network of one slot for given positions, head voltage and capacitor steps with the least common excess
-over its limits as objective. `whole_form` is both at once, for small horizons. Pyomo carries what is linear; cones stand
-beside it as `Cone` records over its variables. Powers of the network are per unit of one phase, v and l are squared
-magnitudes of voltage and current.
+over its limits as objective. `whole_form` is both at once, for small horizons. Pyomo carries what is linear; cones
+stand beside it as `Cone` records over its variables. Powers of the network are per unit of one phase, v and l are
+squared magnitudes of voltage and current.
 """
 
 from collections.abc import Sequence
@@ -83,9 +83,9 @@ class DayForm:
 
 @dataclass(frozen=True, eq=False)
 class Orders:
-    """Cells (slot, station) in which binaries enforce what the optimum respects nearly everywhere by itself: storage moves
-    before PV is curtailed, and before drivers wait (N3). That a storage does not charge and discharge at once needs none:
-    it burns energy, which curtailing or not buying does for less."""
+    """Cells (slot, station) in which binaries enforce what the optimum respects nearly everywhere by itself: storage
+    moves before PV is curtailed, and before drivers wait (N3). That a storage does not charge and discharge at once
+    needs none: it burns energy, which curtailing or not buying does for less."""
 
     curtail: frozenset[tuple[int, int]] = frozenset()
     unserved: frozenset[tuple[int, int]] = frozenset()
@@ -137,16 +137,6 @@ def n3_storage_first(model: Any, problem: NetworkProblem, orders: Orders) -> Non
         add(_at_most([(1.0, model.unserved_kw[t, s]), (-ev, strong), (-ev, empty)], 0.0))
         add(_at_most([(2 * power, strong), (1.0, model.charge_kw[t, s]), (-1.0, model.discharge_kw[t, s])], power))
         add(_at_most([(1.0, model.energy_kwh[t + 1, s]), (room, empty)], own.storage_kwh[s]))
-
-
-def schedule_form(problem: NetworkProblem, allowed: BoolArray, price: FloatArray) -> Any:
-    """The devices alone: allowed joint positions at the least sum of prices, both (T, C), within the budgets."""
-    model = pyo.ConcreteModel(name="device schedule")
-    _device_variables(model, problem, allowed)
-    one_position(model, problem)
-    movement_budgets(model, problem)
-    model.cost = pyo.Objective(expr=_sum([(float(price[t, c]), model.chosen[t, c]) for t, c in model.chosen]))
-    return model
 
 
 def _device_variables(model: Any, problem: NetworkProblem, allowed: BoolArray) -> None:
@@ -300,10 +290,10 @@ class _Network:
         for j in feeder.sweep_order[1:].tolist():
             children[feeder.parent[j]].append(j)
         steps = [(k, i) for k, bank in enumerate(problem.devices.banks) for i in range(bank.n_steps)]
-        return cls(
-            problem, slot, reference, tightness, list(shared[:n]), shared[n], dict(zip(steps, shared[n + 1 :], strict=True)),
-            excess, cells, children, self_impedance_pu(feeder),
-        )  # fmt: skip
+        step = dict(zip(steps, shared[n + 1 :], strict=True))
+        position, head = list(shared[:n]), shared[n]
+        own = (position, head, step, excess, cells, children, self_impedance_pu(feeder))
+        return cls(problem, slot, reference, tightness, *own)
 
     @property
     def feeder(self) -> Feeder:
@@ -388,7 +378,7 @@ def q1_voltage_drop(model: Any, net: _Network) -> None:
 
 
 def q2_active_balance(model: Any, net: _Network) -> None:
-    """(Q2): what arrives, P - Re z1 l - Re kappa, and the stations' injection supply the load and the branches below."""
+    """(Q2): what arrives, P - Re z1 l - Re kappa, and the stations' injection supply load and branches below."""
     bus_of, load = net.problem.stations.bus.tolist(), net.problem.load_kva[net.slot]
 
     def rule(_: Any, j: int, f: int) -> Any:
@@ -541,13 +531,16 @@ def q6_unbalance(model: Any, net: _Network) -> list[Cone]:
     voltage = net.reference.voltage_pu
     limit = net.problem.limits.unbalance_frac[net.slot] + net.tightness.relaxed
     watched = np.flatnonzero(voltage_unbalance_frac(voltage) > UNBALANCE_WATCH_FRAC * limit)
-    minus: ComplexArray = np.array([1.0, _ROTATION**2, _ROTATION]) / 3.0
-    plus: ComplexArray = np.array([1.0, _ROTATION, _ROTATION**2]) / 3.0
+    minus = np.array([1.0, _ROTATION**2, _ROTATION], dtype=np.complex128) / 3.0
+    plus = np.array([1.0, _ROTATION, _ROTATION**2], dtype=np.complex128) / 3.0
     head_pu = float(np.abs(voltage[0]).mean())
     cones = []
     for bus in watched.tolist():
         turn = np.exp(-1j * np.angle(plus @ voltage[bus]))
-        negative, positive = _path_rows(model, net, bus, minus), _path_rows(model, net, bus, plus * turn)
+        negative, positive = (
+            _path_rows(model, net, bus, np.asarray(minus)),
+            _path_rows(model, net, bus, np.asarray(plus * turn)),
+        )
         # the head's voltage is linear in its square around the reference
         start = complex(plus @ PHASE_UNIT) * turn
         frac = float(limit[bus])

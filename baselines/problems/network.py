@@ -97,8 +97,8 @@ def network_problem(scenario: "Scenario", day: "Day") -> NetworkProblem:
     """The problem of a day.
 
     Raises:
-        ConfigError: a scenario or day without stations, a feeder with equipment, more joint positions of the devices than
-            `MAX_POSITIONS`.
+        ConfigError: a scenario or day without stations, a feeder with equipment, more joint positions of the devices
+            than `MAX_POSITIONS`.
     """
     market = problem_of(scenario, day)
     check_data(market)
@@ -145,8 +145,8 @@ def joint_positions(devices: Devices) -> tuple[IntArray, IntArray]:
     n = int(np.prod([len(r) for r in ranges]))
     if n > MAX_POSITIONS:
         raise ConfigError(
-            f"market: network 'misocp' tries at most {MAX_POSITIONS} joint positions of tap changer and capacitor banks, "
-            f"got {n}; lower budgets or steps"
+            f"market: network 'misocp' tries at most {MAX_POSITIONS} joint positions of tap changer and capacitor "
+            f"banks, got {n}; lower budgets or steps"
         )
     rows = np.array(list(itertools.product(*ranges)), dtype=np.int64)
     return rows[:, 0].copy(), rows[:, 1:].copy()
@@ -167,7 +167,7 @@ def admissible_positions(
     tap_position: IntArray,
     capacitor_step: IntArray,
 ) -> BoolArray:
-    """(T, C) whether the base load (T, N, 3) keeps the limits under each joint position, by the nonlinear power flow."""
+    """(T, C) whether the base load (T, N, 3) keeps the limits under each joint position, by the power flow."""
     n_slots, n_positions = len(load_kva), len(tap_position)
     kvar = np.tensordot(capacitor_step, bank_kvar(devices, len(feeder)), axes=1)
     head = head_voltage_pu(devices, tap_position, source_pu)
@@ -191,8 +191,8 @@ def position_kw(problem: NetworkProblem, plan: NetworkPlan) -> FloatArray:
 
 
 def position_range_kw(problem: NetworkProblem) -> tuple[FloatArray, FloatArray]:
-    """(T, S) least and largest net position of any policy: caps bound it at unchanged sign, so that nobody who sells has
-    drivers waiting, and nobody who buys curtails."""
+    """(T, S) least and largest net position of any policy: caps bound it at unchanged sign, so that nobody who sells
+    has drivers waiting, and nobody who buys curtails."""
     assets, own = problem.stations, problem.market.pv_kw - problem.market.ev_kw
     largest = np.clip(own + assets.storage_kw, 0.0, assets.connection_kw)
     least = -np.clip(assets.storage_kw - own, 0.0, assets.connection_kw)
@@ -250,8 +250,8 @@ def plan_excess(problem: NetworkProblem, plan: NetworkPlan) -> FloatArray:
 
 
 def common_excess(problem: NetworkProblem, plan: NetworkPlan) -> FloatArray:
-    """(T,) the largest excess over a limit in the units of the programme: squared voltages, shares of the largest squared
-    current and of the head's kVA, unbalance as such; negative where there is room."""
+    """(T,) the largest excess over a limit in the units of the programme: squared voltages, shares of the largest
+    squared current and of the head's kVA, unbalance as such; negative where there is room."""
     flow, limits = plan_flow(problem, plan), problem.limits
     there = problem.feeder.phase_present.copy()
     there[0] = False
@@ -265,16 +265,16 @@ def common_excess(problem: NetworkProblem, plan: NetworkPlan) -> FloatArray:
 
 
 def position_excess(problem: NetworkProblem, position: FloatArray) -> FloatArray:
-    """(T, C) by how much positions (T, S) exceed the limits under every joint position of the devices, 0 where not."""
+    """(T, C) by how much positions (T, S) exceed the limits under every joint position, negative with room."""
     out = np.empty(problem.admissible.shape)
-    n_positions = out.shape[1]
+    n_positions = len(problem.tap_position)
     for slot in range(problem.n_slots):
         base = np.repeat(problem.load_kva[slot : slot + 1], n_positions, axis=0)
         load = with_stations(base, np.repeat(position[slot : slot + 1], n_positions, axis=0), problem.stations.bus)
         flow = power_flow(problem.feeder, load, problem.head_pu, capacitor_kvar=problem.kvar)
         here = rows_of_limits(problem.limits, np.full(n_positions, slot))
         out[slot] = excesses(problem.feeder, here, load, flow, problem.head_pu, problem.kvar).max(axis=1)
-    return np.maximum(out, 0.0)
+    return out
 
 
 def branch_current_pu(problem: NetworkProblem, plan: NetworkPlan, flow: PowerFlow) -> ComplexArray:
