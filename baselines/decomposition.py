@@ -69,7 +69,7 @@ _SETTLED_FRAC: Final = 0.01
 """Share of the gap asked for that another refresh must gain."""
 _GRACE_S: Final = 2.0
 """A slot takes milliseconds: it is not cut short at the very end."""
-_EXCESS_WEIGHT: Final = 1e3
+_EXCESS_WEIGHT: Final = 500.0
 _ROOM_WANTED: Final = 0.005
 """Room to the limits that a schedule of the devices looks for once no limit is broken."""
 _CURTAIL_EUR_PER_KWH: Final = 1e-5

@@ -545,7 +545,7 @@ def q6_unbalance(model: Any, net: _Network) -> list[Cone]:
         start = complex(plus @ PHASE_UNIT) * turn
         frac = float(limit[bus])
         first = [(frac * start.real / (2.0 * head_pu), net.head), *((frac * a, x) for a, x in positive[0])]
-        first += [(-factor, x) for factor, x in net.slack(1.0)]
+        first += [(-factor, x) for factor, x in net.slack(abs(complex(plus @ voltage[bus])))]
         rows = (_row(frac * start.real * head_pu / 2.0, first), _row(0.0, negative[0]), _row(0.0, negative[1]))
         cones.append(Cone(f"q6_unbalance[{bus}]", rows))
     return cones
