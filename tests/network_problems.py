@@ -54,9 +54,9 @@ def plan_at(problem: NetworkProblem, position_kw: FloatArray) -> NetworkPlan:
 
 
 def line_with_load(n: int, resistance_ohm: float, reactance_ohm: float, load_kva: complex) -> Feeder:
-    """A line of ``n`` equal branches without coupling between phases, the same load on every phase and bus."""
+    """A line of ``n`` equal branches without coupling between phases, the same load on every phase and bus, 150 A."""
     impedance = np.zeros((n + 1, 3, 3), dtype=complex)
     impedance[1:] = (resistance_ohm + 1j * reactance_ohm) * np.eye(3)
     load = np.full((n + 1, 3), load_kva, dtype=complex)
     load[0] = 0.0
-    return Feeder.from_arrays(parent=[-1, *range(n)], impedance_ohm=impedance, line_to_line_kv=12.66, load_kva=load)
+    return Feeder.from_arrays(parent=[-1, *range(n)], impedance_ohm=impedance, line_to_line_kv=12.66, load_kva=load, ampacity_a=np.full(n + 1, 150.0))

@@ -437,26 +437,48 @@ def branch_ranges_pu(problem: NetworkProblem, slot: int) -> tuple[FloatArray, Fl
     """(N, 3) least and largest P, then Q, at the head of every branch, whatever stations and banks do in the slot.
 
     What flows is the loads below, the stations below within their ranges, and losses: at most sum_p |Z_fp| times the
-    square of the largest current that the limits leave.
+    square of the largest current. That is the limit's, or what the ranges themselves say at the least voltage; each
+    pass is true if the one before it is.
     """
-    feeder = problem.feeder
+    feeder, present = problem.feeder, problem.feeder.phase_present
+    floor_sq = np.where(present, least_voltage_sq(problem, slot, BOUND_SLACK), np.inf)[feeder.parent]
+    current_sq = np.repeat(current_box(problem, slot, BOUND_SLACK)[:, None], 3, axis=1)
+    lowest, highest = _injected(problem, slot)
+    for _ in range(N_RANGE_PASSES):
+        lost = np.abs(feeder.impedance_pu).sum(axis=2) * current_sq.max(axis=1)[:, None]
+        low, high = lowest.copy(), highest.copy()
+        for bus in feeder.sweep_order[:0:-1].tolist():
+            low[:, bus] -= lost[bus]
+            high[:, bus] += lost[bus]
+            low[:, feeder.parent[bus]] += low[:, bus]
+            high[:, feeder.parent[bus]] += high[:, bus]
+        largest = np.maximum(np.abs(low), np.abs(high))
+        current_sq = np.minimum(current_sq, (largest**2).sum(axis=0) / floor_sq)
+    return low[0], high[0], low[1], high[1]
+
+
+def _injected(problem: NetworkProblem, slot: int) -> tuple[FloatArray, FloatArray]:
+    """Least and largest (2, N, 3) P and Q that buses draw: loads, stations and banks."""
     load = problem.load_kva[slot] / PHASE_BASE_KVA
-    p_low, p_high, q_low, q_high = load.real.copy(), load.real.copy(), load.imag.copy(), load.imag.copy()
+    low, high = np.stack([load.real, load.imag]), np.stack([load.real, load.imag])
     least, largest = position_range_kw(problem)
     for s, bus in enumerate(problem.stations.bus.tolist()):
-        p_low[bus] -= largest[slot, s] / (3.0 * PHASE_BASE_KVA)
-        p_high[bus] -= least[slot, s] / (3.0 * PHASE_BASE_KVA)
+        low[0, bus] -= largest[slot, s] / (3.0 * PHASE_BASE_KVA)
+        high[0, bus] -= least[slot, s] / (3.0 * PHASE_BASE_KVA)
     for bank in problem.devices.banks:
         most = bank.kvar_per_step * bank.n_steps / (3.0 * PHASE_BASE_KVA)
-        q_low[bank.bus] -= most * VOLTAGE_BOX_PU[1] ** 2
-    lost = np.abs(feeder.impedance_pu).sum(axis=2) * current_box(problem, slot, BOUND_SLACK)[:, None]
-    for bus in feeder.sweep_order[:0:-1].tolist():
-        for low, high in ((p_low, p_high), (q_low, q_high)):
-            low[bus] -= lost[bus]
-            high[bus] += lost[bus]
-            low[feeder.parent[bus]] += low[bus]
-            high[feeder.parent[bus]] += high[bus]
-    return p_low, p_high, q_low, q_high
+        low[1, bank.bus] -= most * VOLTAGE_BOX_PU[1] ** 2
+    return low, high
+
+
+N_RANGE_PASSES: Final = 6
+
+
+def least_voltage_sq(problem: NetworkProblem, slot: int, relaxed: float) -> FloatArray:
+    """(N, 3) least squared voltage that limits and tap positions leave; 0 on absent phases."""
+    least = (np.asarray(problem.limits.vmin_pu[slot]) - relaxed) ** 2
+    least[0] = problem.head_pu.min() ** 2
+    return np.where(problem.feeder.phase_present, least, 0.0)
 
 
 def q4_chord(model: Any, net: _Network) -> None:
@@ -466,8 +488,7 @@ def q4_chord(model: Any, net: _Network) -> None:
     a current that does not flow.
     """
     p_low, p_high, q_low, q_high = branch_ranges_pu(net.problem, net.slot)
-    least = (np.asarray(net.problem.limits.vmin_pu[net.slot]) - net.tightness.relaxed) ** 2
-    least[0] = net.problem.head_pu.min() ** 2
+    least = least_voltage_sq(net.problem, net.slot, net.tightness.relaxed)
     model.q4_chord = pyo.ConstraintList()
     for j, f in net.cells:
         floor = float(least[net.feeder.parent[j], f])
