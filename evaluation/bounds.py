@@ -18,8 +18,6 @@ from evcs_gym.envs.market.operators import NO_OPERATOR, PRO_RATA
 from evcs_gym.envs.market.prepare import market_world
 from evcs_gym.envs.types import FloatArray
 
-ROUNDING_EUR = 1e-9
-"""Sums of a day in two orders differ by less: a cost further below the bound breaks it."""
 TIME_LIMIT_S = 120.0
 DAYS_AT_ONCE = 50
 NOISE_FRAC = (0.0, 0.001, 0.03, 0.3, 1.0)
@@ -31,7 +29,7 @@ class Margin:
     """How far a policy stayed above the bound.
 
     n_days played. cost_eur, bound_eur: means. least_eur: least cost less bound of a day, on which seed. n_below: days
-    below the bound by more than rounding, none if it is true. n_capped_slots: of all days.
+    below the bound, none if it is true. n_capped_slots: of all days.
     """
 
     policy: str
@@ -121,6 +119,6 @@ def _margin(policy: str, operator: str, rows: Sequence[tuple[FloatArray, FloatAr
         bound_eur=float(bound.mean()),
         least_eur=float(above.min()),
         least_on_seed=int(above.argmin()),
-        n_below=int((above < -ROUNDING_EUR).sum()),
+        n_below=int((above < 0.0).sum()),
         n_capped_slots=sum(row[2] for row in rows),
     )
