@@ -469,6 +469,7 @@ def _bound_cuts(
         answer = solve_slot(search, slots[slot], values[slot])
         if not answer.ray and answer.objective <= CUT_TOLERANCE:
             return None
-        return cut_of(slot, slots[slot], answer.row_dual, answer.cone_dual, answer.ray)
+        cut = cut_of(slot, slots[slot], answer.row_dual, answer.cone_dual, answer.ray)
+        return cut if cut.constant + float(cut.slope @ values[slot]) > CUT_TOLERANCE else None
 
     return spread(work, np.arange(len(values)))

@@ -59,4 +59,10 @@ def line_with_load(n: int, resistance_ohm: float, reactance_ohm: float, load_kva
     impedance[1:] = (resistance_ohm + 1j * reactance_ohm) * np.eye(3)
     load = np.full((n + 1, 3), load_kva, dtype=complex)
     load[0] = 0.0
-    return Feeder.from_arrays(parent=[-1, *range(n)], impedance_ohm=impedance, line_to_line_kv=12.66, load_kva=load, ampacity_a=np.full(n + 1, 150.0))
+    return Feeder.from_arrays(
+        parent=[-1, *range(n)],
+        impedance_ohm=impedance,
+        line_to_line_kv=12.66,
+        load_kva=load,
+        ampacity_a=np.full(n + 1, 150.0),
+    )
