@@ -253,6 +253,20 @@ def programme_loss_kw(problem: NetworkProblem, matrices: Any, shared: FloatArray
     return float(1000.0 * answer.x[first].sum() - problem.load_kva.real.sum())
 
 
+@pytest.mark.parametrize(("problem", "at_most"), [(sunny(), 0.06), (hungry(), 0.005)], ids=["sunny", "hungry"])
+def test_a_gap_that_stays_is_said(
+    problem: NetworkProblem, at_most: float, shipped: tuple[Scenario, Day], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Limits bind whatever the devices do: the bound rises above the network-free one and stops below the plan."""
+    monkeypatch.setattr(market_network, "network_problem", lambda scenario, day: problem)
+    monkeypatch.setattr(market_network, "_certificate", lambda *found: found[-1])
+    found = solve_market_network(*shipped, wanted_gap=1e-4, time_limit_s=20.0)
+    free, lifted, _own = found.certificate  # type: ignore[misc]
+    assert found.status == "gap_open"
+    assert free + 1.0 < lifted == found.lower_bound_eur < found.cost_eur
+    assert 1e-4 < found.relative_gap < at_most
+
+
 # --- shipped days --------------------------------------------------------------------------------------------
 
 
@@ -297,7 +311,7 @@ def test_under_its_own_devices_the_day_costs_more_and_replays_too(shipped: tuple
 
 
 def test_a_plan_that_curtails_replays_under_its_own_caps(shipped: tuple[Scenario, Day]) -> None:
-    """Where a storage cannot take more, 5 kW of sun given up by hand: dearer, possible, and the replay says the same."""
+    """Where a storage cannot take more, 5 kW of sun given up by hand: possible, and the replay says the same."""
     scenario, day = shipped
     problem = network_problem(scenario, day)
     plan = own_plan(search_of(problem, 1e-4))
