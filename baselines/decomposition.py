@@ -403,7 +403,9 @@ def plan_cut(search: Search, slot: int, reference: Reference, shared: FloatArray
                 f"market: the programme of slot {slot} must show the excess of the power flow, {excess:.3g}, got "
                 f"{answer.objective:.3g}; the linearisation does not hold there"
             )
-    cut = cut_of(slot, matrices, answer.row_dual, answer.cone_dual)
+    cut = cut_of(slot, matrices, answer.row_dual, answer.cone_dual, answer.ray)
+    if answer.ray:
+        return cut
     return replace(cut, constant=cut.constant + excess - float(cut.constant + cut.slope @ shared))
 
 

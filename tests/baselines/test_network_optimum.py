@@ -27,7 +27,7 @@ from evcs_gym.baselines.decomposition import (
 )
 from evcs_gym.baselines.forms.network import Tightness, whole_form
 from evcs_gym.baselines.market_network import NetworkSolution, caps_of, solve_market_network
-from evcs_gym.baselines.problems.market import MarketPlan, MarketProblem, energies_kwh
+from evcs_gym.baselines.problems.market import MarketPlan, energies_kwh
 from evcs_gym.baselines.problems.network import (
     NetworkPlan,
     NetworkProblem,
@@ -421,8 +421,3 @@ def test_a_replay_that_costs_something_else_is_an_error(
 def test_networks_are_named(shipped: tuple[Scenario, Day]) -> None:
     with pytest.raises(ConfigError, match=r"network must be one of none, misocp"):
         optimum(*shipped, problem="market", network="copper")
-
-
-def test_markets_of_other_lengths_are_problems_too() -> None:
-    market: MarketProblem = sunny(1).market
-    assert market.n_slots == 1
