@@ -7,8 +7,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from evcs_gym.baselines.problems.normal_charging import NormalPlan
-from evcs_gym.baselines.solvers import StandardForm
-from evcs_gym.envs.types import FloatArray
+from evcs_gym.baselines.solvers import SecondOrderRows, StandardForm
+from evcs_gym.envs.types import FloatArray, IntArray
 
 
 class SolutionStatus(StrEnum):
@@ -137,3 +137,38 @@ def dual_bound(form: StandardForm, row_dual: FloatArray) -> tuple[float, FloatAr
     rows, columns = y != 0.0, reduced != 0.0
     bound = y[rows] @ row_side[rows] + reduced[columns] @ col_side[columns] + form.offset
     return float(bound), reduced
+
+
+def conic_cut(
+    form: StandardForm, cones: SecondOrderRows, row_dual: FloatArray, cone_dual: FloatArray, shared: IntArray
+) -> tuple[float, FloatArray]:
+    """constant and slope (P,): the optimum for given values y of the shared columns is at least constant + slope . y.
+
+    True for any row_dual (m,) and cone_dual (R,): the latter are raised into their cones first, and the Lagrangian
+    c x - row_dual (A x - b) - cone_dual (h + G x) is minimised over the box of all other columns, so that a solver's
+    dual residual costs bound instead of truth. -inf where a needed side of a box is infinite.
+    """
+    y = np.where((row_dual > 0.0) & ~np.isfinite(form.row_lower), 0.0, row_dual)
+    y = np.where((y < 0.0) & ~np.isfinite(form.row_upper), 0.0, y)
+    z = in_second_order_cones(cones, cone_dual)
+    column = np.repeat(np.arange(len(form.cost)), np.diff(form.start))
+    reduced = form.cost - np.bincount(column, weights=form.value * y[form.index], minlength=len(form.cost))
+    reduced -= np.bincount(cones.column, weights=cones.value * z[cones.row], minlength=len(form.cost))
+    slope = reduced[shared].copy()
+    reduced[shared] = 0.0
+    row_side = np.where(y > 0.0, form.row_lower, form.row_upper)
+    col_side = np.where(reduced > 0.0, form.col_lower, form.col_upper)
+    rows, columns = y != 0.0, reduced != 0.0
+    constant = y[rows] @ row_side[rows] - z @ cones.constant + reduced[columns] @ col_side[columns] + form.offset
+    return float(constant), slope
+
+
+def in_second_order_cones(cones: SecondOrderRows, dual: FloatArray) -> FloatArray:
+    """The duals (R,) with the first of each cone raised to the norm of the others where it lies below."""
+    first = np.concatenate([[0], np.cumsum(cones.size)[:-1]]).astype(np.int64)
+    out = dual.copy()
+    if len(first):
+        squares = np.add.reduceat(dual**2, first) - dual[first] ** 2
+        # the norm is rounded up, so that the cone holds in exact arithmetic too
+        out[first] = np.maximum(dual[first], np.sqrt(np.maximum(squares, 0.0)) * (1.0 + 1e-12))
+    return out

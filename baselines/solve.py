@@ -7,6 +7,7 @@ from evcs_gym.envs.errors import ConfigError
 
 if TYPE_CHECKING:
     from evcs_gym.baselines.market import MarketSolution
+    from evcs_gym.baselines.market_network import NetworkSolution
     from evcs_gym.baselines.traffic import TrafficSolution
     from evcs_gym.envs.day import Day
     from evcs_gym.envs.scenario import Scenario
@@ -15,7 +16,7 @@ __all__ = ["PROBLEMS", "Certificate", "Solution", "SolutionStatus", "optimum"]
 
 PROBLEMS = ("normal_charging", "market", "traffic")
 """Problems that `optimum` solves."""
-NETWORKS = ("none",)
+NETWORKS = ("none", "misocp")
 """What the programme of the market may know of the network."""
 
 
@@ -47,12 +48,25 @@ def optimum(
 def optimum(
     scenario: "Scenario",
     day: "Day",
+    problem: Literal["market"],
+    relative_gap: float = ...,
+    time_limit_s: float = ...,
+    slot: None = ...,
+    *,
+    network: Literal["misocp"],
+) -> "NetworkSolution": ...
+
+
+@overload
+def optimum(
+    scenario: "Scenario",
+    day: "Day",
     problem: str,
     relative_gap: float = ...,
     time_limit_s: float = ...,
     slot: int | None = ...,
     network: str | None = ...,
-) -> "Solution | MarketSolution | TrafficSolution": ...
+) -> "Solution | MarketSolution | NetworkSolution | TrafficSolution": ...
 
 
 def optimum(
@@ -63,7 +77,7 @@ def optimum(
     time_limit_s: float = 60.0,
     slot: int | None = None,
     network: str | None = None,
-) -> "Solution | MarketSolution | TrafficSolution":
+) -> "Solution | MarketSolution | NetworkSolution | TrafficSolution":
     """Solve a day, or one slot of its traffic, and prove how good the plan is.
 
     Args:
@@ -74,10 +88,12 @@ def optimum(
             status ``time_limit``. Traffic takes this time per solve and ends with an error.
         slot: of the day, for traffic.
         network: what the market's programme knows of the network, one of `NETWORKS`; "none" where nothing is said.
+            "misocp" keeps its limits, and chooses the positions of tap changer and capacitor banks as well.
 
     Returns:
-        A `Solution`, for the market a `MarketSolution`: cost of the plan in the environment, a bound that no policy can
-        beat, and the certificate; for traffic a `TrafficSolution`: flows, their (T3), a bound that no flows can beat.
+        A `Solution`, for the market a `MarketSolution` or, with its network, a `NetworkSolution`: cost of the plan in
+        the environment, a bound that no policy can beat, and the certificate; for traffic a `TrafficSolution`: flows,
+        their (T3), a bound that no flows can beat.
 
     Raises:
         ConfigError: an unknown problem, a gap, a time limit or a slot out of range, a scenario without that world.
@@ -102,6 +118,10 @@ def optimum(
         from evcs_gym.baselines.traffic import solve_traffic
 
         return solve_traffic(scenario, day, slot, relative_gap, time_limit_s)
+    if network == "misocp":
+        from evcs_gym.baselines.market_network import solve_market_network
+
+        return solve_market_network(scenario, day, relative_gap, time_limit_s)
     if problem == "market":
         from evcs_gym.baselines.market import solve_market
 

@@ -41,6 +41,8 @@ KILL_AFTER_S = 2.0
 N_WORKERS = 2
 CONIC_TOLERANCE = 1e-10
 """Gap and feasibility that the conic solver is asked for; what it reaches is proven by the caller."""
+SECOND_ORDER_TOLERANCE = 1e-9
+"""The same of second-order programmes of the network: at 1e-10 a third of them stops short of it."""
 
 
 class Status(StrEnum):
@@ -314,12 +316,7 @@ def solve_conic(form: StandardForm, cones: Sequence[ConicRows], time_limit_s: fl
     from evcs_gym.envs.errors import SolverError
 
     _check_numbers(form)
-    try:
-        clarabel: Any = importlib.import_module("clarabel")
-    except ImportError as error:
-        raise SolverError(
-            f"solver Clarabel: could not be loaded: {error}; install it (pip install clarabel)"
-        ) from error
+    clarabel = _clarabel()
     from scipy.sparse import csc_matrix
 
     rows, right, kinds = _conic_rows(clarabel, form, cones)
@@ -364,6 +361,123 @@ def _conic_rows(clarabel: Any, form: StandardForm, cones: Sequence[ConicRows]) -
     for cone in cones:
         kinds.append(clarabel.PowerConeT(cone.alpha) if cone.kind == "power" else clarabel.ExponentialConeT())
     return vstack(parts, format="csc"), np.concatenate(right), kinds
+
+
+@dataclass(frozen=True, eq=False)
+class SecondOrderRows:
+    """Rows constant + G x, stacked cone after cone: the first of each is at least the Euclidean norm of the others.
+
+    constant: (R,). row, column, value: entries of G. size: (C,) rows of each cone.
+    """
+
+    constant: FloatArray
+    row: IntArray
+    column: IntArray
+    value: FloatArray
+    size: IntArray
+
+
+@dataclass(frozen=True, eq=False)
+class SecondOrderResult:
+    """x (n,), row_dual (m,) and cone_dual (R,) of a programme with cones, which the caller turns into proofs.
+
+    ray: the duals prove, up to rounding, that no point keeps all rows, and x means nothing. doubtful: the solver
+    stopped short of its tolerance; its duals still give true cuts, its x and objective are to be looked at.
+    """
+
+    x: FloatArray
+    row_dual: FloatArray
+    cone_dual: FloatArray
+    objective: float
+    ray: bool
+    doubtful: bool
+
+
+_DOUBTFUL = ("AlmostSolved", "InsufficientProgress", "NumericalError", "MaxIterations", "AlmostPrimalInfeasible")
+
+
+def solve_second_order(form: StandardForm, cones: SecondOrderRows, time_limit_s: float) -> SecondOrderResult:
+    """Clarabel on a continuous programme with second-order cones; columns with equal bounds are constants.
+
+    It runs in this process: it looks at its clock in every iteration, an iteration is short, and it leaves other
+    threads running. row_dual > 0 belongs to the lower side of a row.
+
+    Raises:
+        DataError: NaN in the programme.
+        SolverError: the solver is missing or ended with a status that proves nothing.
+    """
+    clarabel = _clarabel()
+    _check_numbers(form)
+    from scipy.sparse import csc_matrix
+
+    rows, right, kinds, sides, free = _second_order_rows(clarabel, form, cones)
+    settings = clarabel.DefaultSettings()
+    settings.verbose = False
+    settings.time_limit = float(time_limit_s)
+    settings.max_threads = 1
+    settings.tol_gap_abs = settings.tol_gap_rel = settings.tol_feas = SECOND_ORDER_TOLERANCE
+    n_free = int(free.sum())
+    found = clarabel.DefaultSolver(csc_matrix((n_free, n_free)), form.cost[free], rows, right, kinds, settings).solve()
+    status = str(found.status)
+    doubtful = status in _DOUBTFUL
+    if status not in ("Solved", "PrimalInfeasible") and not doubtful:
+        from evcs_gym.envs.errors import SolverError
+
+        raise SolverError(f"solver Clarabel: ended with status {status!r}, which proves nothing; raise time_limit_s")
+    x = form.col_lower.copy()
+    x[free] = np.array(found.x)
+    dual = np.array(found.z)
+    row_dual = np.zeros(len(form.row_lower))
+    start = 0
+    for mask, sign in sides:
+        count = int(mask.sum())
+        row_dual[mask] += sign * dual[start : start + count]
+        start += count
+    first_cone = len(right) - len(cones.constant)
+    return SecondOrderResult(
+        x, row_dual, dual[first_cone:], form.objective(x), status.endswith("PrimalInfeasible"), doubtful
+    )
+
+
+def _clarabel() -> Any:
+    from evcs_gym.envs.errors import SolverError
+
+    try:
+        return importlib.import_module("clarabel")
+    except ImportError as error:
+        raise SolverError(
+            f"solver Clarabel: could not be loaded: {error}; install it (pip install clarabel)"
+        ) from error
+
+
+def _second_order_rows(
+    clarabel: Any, form: StandardForm, cones: SecondOrderRows
+) -> tuple[Any, FloatArray, list[Any], list[tuple[BoolArray, float]], BoolArray]:
+    """Rows, right sides and cones of right - rows x; which rows of the form lie where, and their sign; free columns."""
+    from scipy.sparse import csc_matrix, csr_matrix, identity, vstack
+
+    n, m = len(form.cost), len(form.row_lower)
+    free = form.col_lower < form.col_upper
+    fixed = np.where(free, 0.0, form.col_lower)
+    matrix = csc_matrix((form.value, form.index, form.start), shape=(m, n)).tocsr()
+    shift = matrix @ fixed
+    equal = form.row_lower == form.row_upper
+    lower, upper = np.isfinite(form.row_lower) & ~equal, np.isfinite(form.row_upper) & ~equal
+    box = identity(n, format="csr")
+    below, above = np.isfinite(form.col_lower) & free, np.isfinite(form.col_upper) & free
+    cone = csr_matrix((cones.value, (cones.row, cones.column)), shape=(len(cones.constant), n))
+    parts = [matrix[equal], -matrix[lower], matrix[upper], -box[below], box[above], -cone]
+    right = np.concatenate(
+        [
+            (form.row_lower - shift)[equal], -(form.row_lower - shift)[lower], (form.row_upper - shift)[upper],
+            -form.col_lower[below], form.col_upper[above], cones.constant + cone @ fixed,
+        ]
+    )  # fmt: skip
+    n_linear = sum(part.shape[0] for part in parts[1:5])
+    kinds = [clarabel.ZeroConeT(int(equal.sum())), clarabel.NonnegativeConeT(n_linear)]
+    kinds += [clarabel.SecondOrderConeT(int(size)) for size in cones.size]
+    sides = [(equal, -1.0), (lower, 1.0), (upper, -1.0)]
+    return vstack(parts, format="csr")[:, np.flatnonzero(free)].tocsc(), right, kinds, sides, free
 
 
 def probe() -> list[SolverInfo]:
