@@ -6,31 +6,38 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 
-from evcs_gym.baselines.score import Rollout, rollout
+from evcs_gym.baselines.policy import Policy
 from evcs_gym.envs.errors import ConfigError
 from evcs_gym.envs.files import replace_file
-from evcs_gym.envs.fleet import normal
 from evcs_gym.envs.types import FloatArray
 from evcs_gym.training.checkpoint import save_checkpoint, save_policy
 from evcs_gym.training.config import Preset
-from evcs_gym.training.vec_env import NormalChargingVecEnv, PerBusPolicy
+from evcs_gym.training.problems import PROBLEMS
+from evcs_gym.training.vec_env import RowVecEnv, SharedPolicy
 
 PROGRESS_FILE = "progress.csv"
 _COLUMNS = ("training_seed", "n_steps", "seconds", "captured", "cost_eur", "n_violations")
+
+
+class Scored(Protocol):
+    """What knows the cost of days, (D,)."""
+
+    @property
+    def cost_eur(self) -> FloatArray: ...
 
 
 @dataclass(frozen=True, eq=False)
 class Validation:
     """Days on which a run is judged: their world, the naive cost and the proven bound of each, (D,)."""
 
-    world: normal.World
+    world: Any
     naive_cost_eur: FloatArray
     lower_bound_eur: FloatArray
 
@@ -38,7 +45,7 @@ class Validation:
         if not (self.naive_cost_eur - self.lower_bound_eur).sum() > 0.0:
             raise ConfigError("validation: the naive rule leaves nothing to capture on these days; take more days")
 
-    def captured(self, result: Rollout) -> float:
+    def captured(self, result: Scored) -> float:
         """Share of the possible saving, a ratio of sums (model.md section 10)."""
         possible = float((self.naive_cost_eur - self.lower_bound_eur).sum())
         return float((self.naive_cost_eur - result.cost_eur).sum()) / possible
@@ -55,9 +62,9 @@ class Progress:
     steps_per_second: float
 
 
-def as_policy(model: PPO, rows: str) -> "PerBusPolicy | PPO":
-    """The model as a policy of the whole environment."""
-    return PerBusPolicy(model) if rows == "buses" else model
+def as_policy(model: PPO, shared: bool) -> Policy:
+    """The model as a policy of the whole environment; shared: its rows are agents."""
+    return SharedPolicy(model) if shared else model
 
 
 class RunCallback(BaseCallback):
@@ -67,7 +74,7 @@ class RunCallback(BaseCallback):
         self,
         folder: Path,
         seed: int,
-        env: NormalChargingVecEnv,
+        env: RowVecEnv,
         validation: Validation,
         preset: Preset,
         listener: Callable[[Progress], None],
@@ -152,19 +159,19 @@ class RunCallback(BaseCallback):
     def judge(self) -> None:
         """Play the validation days, log the share captured, keep the policy if it is the best so far."""
         assert isinstance(self.model, PPO)
-        result = rollout(self.validation.world, as_policy(self.model, self.env.rows))
+        policy = as_policy(self.model, self.env.shared)
+        result = PROBLEMS[self.preset.problem].judge(self.validation.world, policy, self.preset)
         self.latest = self.validation.captured(result)
         self.logger.record("validation/captured", self.latest)
         self.logger.record("validation/cost_eur", float(result.cost_eur.mean()))
-        self.logger.record("validation/n_violations", float(result.n_violations.mean()))
-        for term in ("gap_eur", "energy_eur", "voltage_eur"):
-            self.logger.record(f"validation/{term}", float(getattr(result, term).mean()))
+        for term, value in result.shown.items():
+            self.logger.record(f"validation/{term}", value)
         self.logger.dump(self.num_timesteps)
         if self.latest > self.best:
             self.best = self.latest
             self._best_weights = {name: value.clone() for name, value in self.model.policy.state_dict().items()}
             save_policy(self.folder, self._best_weights)
-        cost, violations = float(result.cost_eur.mean()), float(result.n_violations.mean())
+        cost, violations = float(result.cost_eur.mean()), result.shown["n_violations"]
         numbers = (f"{self.seconds:.3f}", f"{self.latest:.6f}", f"{cost:.6f}", str(violations))
         self._rows.append([str(self.seed), str(self.num_timesteps), *numbers])
         self._write_rows()

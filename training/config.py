@@ -11,6 +11,9 @@ from evcs_gym.envs.specs import Spec, read_yaml, validated
 
 Positive = Annotated[float, Field(gt=0.0)]
 Count = Annotated[int, Field(ge=1)]
+ProblemName = Literal["normal_charging"]
+ROWS: dict[ProblemName, tuple[str, ...]] = {"normal_charging": ("buses", "environments")}
+"""Rows that each problem knows: those of its agents first."""
 
 
 class PpoSpec(Spec):
@@ -74,7 +77,7 @@ class Preset(Spec):
     """
 
     name: str
-    problem: Literal["normal_charging"] = "normal_charging"
+    problem: ProblemName = "normal_charging"
     scenario: str = "ieee33_residential"
     rows: Literal["buses", "environments"] = "buses"
     n_envs: Count = 32

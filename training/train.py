@@ -15,10 +15,7 @@ from stable_baselines3.common.utils import set_random_seed
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
 from evcs_gym.baselines.policy import Policy
-from evcs_gym.baselines.reference import references
 from evcs_gym.envs.errors import ConfigError, DataError
-from evcs_gym.envs.fleet.normal import World, make_world
-from evcs_gym.envs.fleet.pool import load_pool
 from evcs_gym.envs.scenario import Scenario, load_scenario
 from evcs_gym.envs.specs import validated
 from evcs_gym.training.callbacks import Progress, RunCallback, Validation, as_policy
@@ -32,10 +29,11 @@ from evcs_gym.training.checkpoint import (
     restore_checkpoint,
     write_run,
 )
-from evcs_gym.training.config import Preset, load_preset
+from evcs_gym.training.config import Preset, ProblemName, load_preset
 from evcs_gym.training.imitation import clone, fit_critic
+from evcs_gym.training.problems import PROBLEMS
 from evcs_gym.training.provenance import config_hash, provenance
-from evcs_gym.training.vec_env import NormalChargingVecEnv
+from evcs_gym.training.vec_env import NormalChargingVecEnv, RowVecEnv
 
 Listener = Callable[[int, Progress], None]
 
@@ -46,11 +44,11 @@ class Course:
 
     preset: Preset
     scenario: Scenario
-    world: World
+    world: Any
     validation: Validation
 
 
-def make_model(preset: Preset, env: NormalChargingVecEnv, seed: int | None) -> PPO:
+def make_model(preset: Preset, env: RowVecEnv, seed: int | None) -> PPO:
     """PPO with the preset's hyper-parameters; a seed also seeds the global random generators."""
     spec = preset.ppo
     span = spec.learning_rate_start - spec.learning_rate_end
@@ -80,10 +78,10 @@ def make_model(preset: Preset, env: NormalChargingVecEnv, seed: int | None) -> P
     return model
 
 
-def make_validation(scenario: Scenario, n_days: int) -> Validation:
+def make_validation(scenario: Scenario, n_days: int, problem: ProblemName = "normal_charging") -> Validation:
     """The first days of the validation split with their naive costs and proven bounds."""
-    known = references(scenario, "validation", range(n_days))
-    world = make_world(scenario, scenario.days(range(n_days), "validation"))
+    known = PROBLEMS[problem].references(scenario, "validation", range(n_days))
+    world = PROBLEMS[problem].world(scenario, scenario.days(range(n_days), "validation"))
     return Validation(world, known.naive_cost_eur, known.lower_bound_eur)
 
 
@@ -127,8 +125,9 @@ def train(
         if info is None or not info.finished
     }
     if open_runs:
-        validation = make_validation(scenario, record.validation.n_days)
-        course = Course(record, scenario, load_pool(scenario, "train", record.pool_days), validation)
+        validation = make_validation(scenario, record.validation.n_days, record.problem)
+        pool = PROBLEMS[record.problem].pool(scenario, "train", record.pool_days)
+        course = Course(record, scenario, pool, validation)
         with one_thread():
             for seed, folder in open_runs.items():
                 _train_seed(course, seed, folder, listener)
@@ -179,16 +178,14 @@ def _train_seed(course: Course, seed: int, folder: Path, listener: Listener) -> 
     preset = course.preset
     write_run(folder, _info(course, seed))
     set_random_seed(seed)
-    env = NormalChargingVecEnv(
-        course.world, preset.n_envs, preset.rows, preset.reward_shift, preset.reward_scale_per_eur
-    )
+    env = PROBLEMS[preset.problem].env(course.world, preset.n_envs, preset)
     model = make_model(preset, env, seed)
     callback = RunCallback(folder, seed, env, course.validation, preset, lambda progress: listener(seed, progress))
     resumed = (folder / CHECKPOINT_FILE).exists()
     if resumed:
         env.reset()
         callback.resume(restore_checkpoint(folder, model, env))
-    elif preset.clone is not None:
+    elif isinstance(env, NormalChargingVecEnv) and preset.clone is not None:
         begin = time.perf_counter()
         _clone(preset, model, env, seed)
         callback.seconds_before = time.perf_counter() - begin
@@ -247,9 +244,9 @@ def load_policy(folder: Path | str, scenario: Scenario) -> Policy:
     except ConfigError as error:
         raise DataError(f"{error}; train the policy again") from None
     weights = load_weights(path / POLICY_FILE)
-    world = make_world(scenario, [scenario.day(0)])
+    problem = PROBLEMS[preset.problem]
     unused = preset.ppo.model_copy(update={"n_steps": 2, "batch_size": 2})  # of a model that does not learn: kept small
-    env = NormalChargingVecEnv(world, 1, preset.rows)
+    env = problem.env(problem.world(scenario, [scenario.day(0)]), 1, preset)
     model = make_model(preset.model_copy(update={"ppo": unused}), env, None)
     try:
         model.policy.load_state_dict(weights)
@@ -257,4 +254,4 @@ def load_policy(folder: Path | str, scenario: Scenario) -> Policy:
         raise DataError(f"{path / POLICY_FILE}: must hold the weights of a policy; train the policy again") from None
     except RuntimeError as error:
         raise ConfigError(f"{path}: the policy does not fit {scenario.name!r}: {str(error).splitlines()[0]}") from None
-    return as_policy(model, preset.rows)
+    return as_policy(model, env.shared)

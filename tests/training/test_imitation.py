@@ -111,12 +111,12 @@ def test_cloning_brings_the_policy_to_the_teacher(preset: Preset, world: normal.
         own = np.clip(model.predict(rows[0], deterministic=True)[0], -1.0, 1.0)
         return float((rows[2] * (own - rows[1])[:, 0] ** 2).mean())
 
-    before, cost_before = error(), rollout(world, as_policy(model, "buses")).cost_eur.sum()
+    before, cost_before = error(), rollout(world, as_policy(model, True)).cost_eur.sum()
     losses: list[tuple[int, float]] = []
     clone(model, world, SPEC, np.random.default_rng(0), lambda *news: losses.append(news))
     assert [number for number, _ in losses] == [1, 2]
     assert error() < 0.5 * before
-    assert rollout(world, as_policy(model, "buses")).cost_eur.sum() < cost_before
+    assert rollout(world, as_policy(model, True)).cost_eur.sum() < cost_before
 
 
 def test_the_critic_is_fitted_and_the_actor_left(preset: Preset, world: normal.World) -> None:
