@@ -11,7 +11,9 @@ from rich.text import Text
 from evcs_gym.baselines.registry import RULES
 from evcs_gym.envs import load_scenario
 from evcs_gym.envs.errors import ConfigError, DataError
-from evcs_gym.evaluation.benchmark import OPEN_LOOP, OPTIMUM, compare
+from evcs_gym.evaluation.benchmark import compare
+from evcs_gym.evaluation.contest import OPTIMUM
+from evcs_gym.evaluation.contest_normal import OPEN_LOOP
 from evcs_gym.evaluation.records import Comparison
 from evcs_gym.evaluation.report import rich_table
 from evcs_gym.training import callbacks

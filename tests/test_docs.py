@@ -20,8 +20,9 @@ from evcs_gym.envs import ENVIRONMENT_IDS, load_scenario
 from evcs_gym.envs.errors import DataError
 from evcs_gym.envs.fleet.observation import OBSERVATION, observation_page
 from evcs_gym.envs.specs import shipped
-from evcs_gym.evaluation.benchmark import OPEN_LOOP, OPTIMUM
 from evcs_gym.evaluation.cli import app
+from evcs_gym.evaluation.contest import OPTIMUM
+from evcs_gym.evaluation.contest_normal import OPEN_LOOP
 from evcs_gym.evaluation.pages import RESULTS_FILE, with_results
 from evcs_gym.evaluation.records import read_json
 

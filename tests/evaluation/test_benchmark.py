@@ -7,7 +7,9 @@ import pytest
 from training_fixtures import CLONE, interrupt_at, tiny_city, tiny_preset
 
 from evcs_gym.envs.errors import ConfigError, DataError
-from evcs_gym.evaluation.benchmark import BOUND_LABEL, OPEN_LOOP, OPTIMUM, compare
+from evcs_gym.evaluation.benchmark import compare
+from evcs_gym.evaluation.contest import OPTIMUM
+from evcs_gym.evaluation.contest_normal import BOUND_LABEL, OPEN_LOOP
 from evcs_gym.evaluation.records import Comparison, PolicyResult, read_csv, read_json
 from evcs_gym.training.checkpoint import POLICY_FILE, RUN_FILE
 from evcs_gym.training.train import train

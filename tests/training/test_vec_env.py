@@ -13,7 +13,7 @@ from evcs_gym.envs.errors import ConfigError, DataError
 from evcs_gym.envs.fleet import normal
 from evcs_gym.envs.fleet.kernels import N_FEATURES
 from evcs_gym.envs.units import N_SLOTS
-from evcs_gym.training.vec_env import NormalChargingVecEnv, SharedPolicy, Rows
+from evcs_gym.training.vec_env import NormalChargingVecEnv, Rows, SharedPolicy
 
 B, C = 3, 2
 FORMS: tuple[Rows, ...] = ("buses", "environments")
