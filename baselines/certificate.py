@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -77,19 +77,48 @@ class Solution:
 
     def as_dict(self, plan: bool = False) -> dict[str, Any]:
         """The solution as plain numbers, lists and strings; ``plan`` adds the plan."""
-        out: dict[str, Any] = {
-            name: getattr(self, name)
-            for name in ("problem", "cost_eur", "lower_bound_eur", "relative_gap", "status", "seconds")
-        }
-        out["certificate"] = asdict(self.certificate)
-        if plan:
-            out["plan"] = {name: values.tolist() for name, values in self.plan_arrays().items()}
-        return out
+        return plain(self, plan)
 
 
-def relative_gap(cost_eur: float, bound_eur: float) -> float:
-    """(cost - bound) / max(1 EUR, |cost|); 0 where rounding puts the bound above the cost."""
-    return max(0.0, cost_eur - bound_eur) / max(1.0, abs(cost_eur))
+class Solved(Protocol):
+    """What the solutions of all problems have in common."""
+
+    @property
+    def problem(self) -> str: ...
+    @property
+    def cost_eur(self) -> float: ...
+    @property
+    def lower_bound_eur(self) -> float: ...
+    @property
+    def relative_gap(self) -> float: ...
+    @property
+    def status(self) -> str: ...
+    @property
+    def seconds(self) -> float: ...
+    @property
+    def certificate(self) -> Any: ...
+    def plan_arrays(self) -> dict[str, FloatArray]:
+        """The plan by name."""
+        ...
+
+    def as_dict(self, plan: bool = False) -> dict[str, Any]:
+        """See `plain`."""
+        ...
+
+
+def plain(solution: Solved, plan: bool = False) -> dict[str, Any]:
+    """A solution as plain numbers, lists and strings; ``plan`` adds the plan."""
+    names = ("problem", "cost_eur", "lower_bound_eur", "relative_gap", "status", "seconds")
+    out: dict[str, Any] = {name: getattr(solution, name) for name in names}
+    out["certificate"] = asdict(solution.certificate)
+    if plan:
+        out["plan"] = {name: values.tolist() for name, values in solution.plan_arrays().items()}
+    return out
+
+
+def relative_gap(cost_eur: float, bound_eur: float, scale_eur: float = 1.0) -> float:
+    """(cost - bound) / max(scale, |cost|); 0 where rounding puts the bound above the cost."""
+    return max(0.0, cost_eur - bound_eur) / max(scale_eur, abs(cost_eur))
 
 
 def dual_bound(form: StandardForm, row_dual: FloatArray) -> tuple[float, FloatArray]:

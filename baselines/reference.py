@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from evcs_gym.baselines.registry import NAIVE_RULE, make_rule
-from evcs_gym.baselines.score import rollout
+from evcs_gym.baselines.registry import NAIVE_RULES, make_rule, played
+from evcs_gym.baselines.score import rollout, world_of
 from evcs_gym.envs.files import write_whole
-from evcs_gym.envs.fleet.normal import make_world
 from evcs_gym.envs.fleet.pool import cache_folder, sources_digest
 from evcs_gym.envs.types import FloatArray
 
 if TYPE_CHECKING:
+    from evcs_gym.envs.day import Day
     from evcs_gym.envs.scenario import Scenario
 
 BOUND_TIME_LIMIT_S = 120.0
@@ -32,8 +32,8 @@ class References:
     lower_bound_eur: FloatArray
 
 
-def _file(scenario: "Scenario", split: str) -> Path:
-    text = f"{scenario.model_dump_json(by_alias=True)}|{split}|{sources_digest()}|{_baselines_digest()}"
+def _file(scenario: "Scenario", split: str, problem: str) -> Path:
+    text = f"{problem}|{scenario.model_dump_json(by_alias=True)}|{split}|{sources_digest()}|{_baselines_digest()}"
     return cache_folder() / f"reference-{scenario.name}-{split}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
 
 
@@ -62,14 +62,23 @@ def _write(path: Path, bounds: dict[int, float]) -> None:
         warnings.warn(f"{path}: cannot be written ({error}); bounds will be solved again next time", stacklevel=3)
 
 
-def lower_bound_eur(scenario: "Scenario", seed: int, split: str) -> float:
-    """The proven bound of a day: no policy of the environment costs less (model.md section 9, *bound*)."""
+def lower_bound_eur(scenario: "Scenario", day: "Day", problem: str = "normal_charging") -> float:
+    """The proven bound of a day: no policy of the environment costs less (model.md sections 7 (i) and 9, *bound*).
+
+    Raises:
+        ConfigError: no policies play in that problem.
+    """
+    if played(problem) == "market":
+        from evcs_gym.baselines.market import solve_programme as solve_market_programme
+        from evcs_gym.baselines.problems.market import problem_of as market_problem_of
+
+        return solve_market_programme(market_problem_of(scenario, day), BOUND_TIME_LIMIT_S).bound_eur
     from evcs_gym.baselines.normal_charging import Budget, solve_programme
     from evcs_gym.baselines.problems.normal_charging import check_data, problem_of
 
-    problem = problem_of(scenario, scenario.day(seed, split), "modulated")
-    check_data(problem)
-    return solve_programme(problem, None, 0.0, Budget(time.monotonic(), BOUND_TIME_LIMIT_S)).bound_eur
+    data = problem_of(scenario, day, "modulated")
+    check_data(data)
+    return solve_programme(data, None, 0.0, Budget(time.monotonic(), BOUND_TIME_LIMIT_S)).bound_eur
 
 
 def references(
@@ -77,20 +86,26 @@ def references(
     split: str,
     seeds: Sequence[int],
     progress: Callable[[int, int], None] = lambda _done, _all: None,
+    problem: str = "normal_charging",
 ) -> References:
     """References of the days of a split; solved bounds are stored after each day, so an interruption loses one.
 
     Args:
         progress: called with (days done, days in all).
+        problem: one in which policies play; its naive rule is that of `NAIVE_RULES`.
+
+    Raises:
+        ConfigError: no policies play in that problem.
     """
-    path = _file(scenario, split)
+    naive_rule = make_rule(NAIVE_RULES[played(problem)], problem)
+    path = _file(scenario, split, problem)
     bounds = _read(path)
     seeds = [int(seed) for seed in seeds]  # numpy's integers are no JSON keys
-    for number, seed in enumerate(seeds):
+    days = scenario.days(seeds, split)
+    for number, (seed, day) in enumerate(zip(seeds, days, strict=True)):
         if seed not in bounds:
-            bounds[seed] = lower_bound_eur(scenario, seed, split)
+            bounds[seed] = lower_bound_eur(scenario, day, problem)
             _write(path, bounds)
         progress(number + 1, len(seeds))
-    world = make_world(scenario, scenario.days(seeds, split))
-    naive = rollout(world, make_rule(NAIVE_RULE)).cost_eur
+    naive = rollout(world_of(scenario, days, problem), naive_rule).cost_eur
     return References(naive, np.array([bounds[seed] for seed in seeds]))

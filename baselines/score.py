@@ -1,16 +1,26 @@
 """Play a policy on days, all at once, and record what it cost in true EUR."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
 from evcs_gym.baselines.policy import Policy
-from evcs_gym.envs.errors import DataError
+from evcs_gym.baselines.policy_market import MarketPolicy
+from evcs_gym.baselines.registry import played
+from evcs_gym.baselines.score_market import MarketRollout, market_ms_per_decision, market_rollout
+from evcs_gym.envs.errors import ConfigError, DataError
 from evcs_gym.envs.fleet import normal
+from evcs_gym.envs.market.core import MarketWorld
+from evcs_gym.envs.market.prepare import market_world
 from evcs_gym.envs.types import BoolArray, ComplexArray, FloatArray, IntArray
 from evcs_gym.envs.units import MS_PER_S, N_SLOTS
+
+if TYPE_CHECKING:
+    from evcs_gym.envs.day import Day
+    from evcs_gym.envs.scenario import Scenario
 
 TIMED_DECISIONS = 48
 """Decisions that are timed, one environment at a time, after the batch has warmed the policy up."""
@@ -63,12 +73,53 @@ def _checked(action: np.ndarray, shape: tuple[int, ...]) -> FloatArray:
     return np.clip(values, -1.0, 1.0)  # as Stable-Baselines3 does with a Gaussian policy
 
 
-def rollout(world: normal.World, policy: Policy, keep_voltage: bool = False) -> Rollout:
-    """Play every day of the world once, deterministically.
+def world_of(scenario: "Scenario", days: "Sequence[Day]", problem: str) -> Any:
+    """The days as the world of a problem, for `rollout`.
 
     Raises:
+        ConfigError: no policies play in that problem, or the scenario has no such world.
+    """
+    return market_world(scenario, days) if played(problem) == "market" else normal.make_world(scenario, days)
+
+
+@overload
+def rollout(world: MarketWorld, policy: MarketPolicy, keep_voltage: bool = ...) -> MarketRollout: ...
+
+
+@overload
+def rollout(world: normal.World, policy: Policy, keep_voltage: bool = ...) -> Rollout: ...
+
+
+def rollout(
+    world: normal.World | MarketWorld, policy: Policy | MarketPolicy, keep_voltage: bool = False
+) -> Rollout | MarketRollout:
+    """Play every day of the world once, deterministically; both kinds of result have ``cost_eur`` (D,).
+
+    Args:
+        keep_voltage: voltages too; in the market the outcomes of all slots, which hold them.
+
+    Raises:
+        ConfigError: a policy of another world.
         DataError: the policy gives actions of the wrong shape or NaN.
     """
+    if isinstance(world, MarketWorld):
+        return market_rollout(world, _of_the_market(policy), keep_outcomes=keep_voltage)
+    return _normal_rollout(world, _of_normal_charging(policy), keep_voltage)
+
+
+def _of_the_market(policy: Policy | MarketPolicy) -> MarketPolicy:
+    if not isinstance(policy, MarketPolicy):
+        raise ConfigError(f"a policy of the market must have decide(stage), got {type(policy).__name__}")
+    return policy
+
+
+def _of_normal_charging(policy: Policy | MarketPolicy) -> Policy:
+    if not isinstance(policy, Policy):
+        raise ConfigError(f"a policy of normal charging must have predict(observation), got {type(policy).__name__}")
+    return policy
+
+
+def _normal_rollout(world: normal.World, policy: Policy, keep_voltage: bool) -> Rollout:
     stage = _Stage(world, np.arange(world.n_days))
     _attach(policy, stage)
     start = np.ones(world.n_days, dtype=np.bool_)
@@ -102,8 +153,15 @@ def _collect(world: normal.World, outcomes: list[normal.Outcome], unmet_kwh: Flo
     )
 
 
-def ms_per_decision(world: normal.World, policy: Policy) -> float:
-    """Median milliseconds of one decision of one environment: its view and the policy, not the environment's step."""
+def ms_per_decision(world: normal.World | MarketWorld, policy: Policy | MarketPolicy) -> float:
+    """Median milliseconds of one decision of one environment: its view and the policy, not the environment's step.
+
+    Raises:
+        ConfigError: a policy of another world. DataError: actions of the wrong shape or NaN.
+    """
+    if isinstance(world, MarketWorld):
+        return market_ms_per_decision(world, _of_the_market(policy))
+    policy = _of_normal_charging(policy)
     stage = _Stage(world, np.zeros(1, dtype=np.int64))
     _attach(policy, stage)
     seconds = []

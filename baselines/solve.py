@@ -6,14 +6,17 @@ from evcs_gym.baselines.certificate import Certificate, Solution, SolutionStatus
 from evcs_gym.envs.errors import ConfigError
 
 if TYPE_CHECKING:
+    from evcs_gym.baselines.market import MarketSolution
     from evcs_gym.baselines.traffic import TrafficSolution
     from evcs_gym.envs.day import Day
     from evcs_gym.envs.scenario import Scenario
 
 __all__ = ["PROBLEMS", "Certificate", "Solution", "SolutionStatus", "optimum"]
 
-PROBLEMS = ("normal_charging", "traffic")
+PROBLEMS = ("normal_charging", "market", "traffic")
 """Problems that `optimum` solves."""
+NETWORKS = ("none",)
+"""What the programme of the market may know of the network."""
 
 
 @overload
@@ -24,7 +27,20 @@ def optimum(
     relative_gap: float = ...,
     time_limit_s: float = ...,
     slot: None = ...,
+    network: None = ...,
 ) -> Solution: ...
+
+
+@overload
+def optimum(
+    scenario: "Scenario",
+    day: "Day",
+    problem: Literal["market"],
+    relative_gap: float = ...,
+    time_limit_s: float = ...,
+    slot: None = ...,
+    network: Literal["none"] | None = ...,
+) -> "MarketSolution": ...
 
 
 @overload
@@ -35,7 +51,8 @@ def optimum(
     relative_gap: float = ...,
     time_limit_s: float = ...,
     slot: int | None = ...,
-) -> "Solution | TrafficSolution": ...
+    network: str | None = ...,
+) -> "Solution | MarketSolution | TrafficSolution": ...
 
 
 def optimum(
@@ -45,19 +62,22 @@ def optimum(
     relative_gap: float = 1e-3,
     time_limit_s: float = 60.0,
     slot: int | None = None,
-) -> "Solution | TrafficSolution":
+    network: str | None = None,
+) -> "Solution | MarketSolution | TrafficSolution":
     """Solve a day, or one slot of its traffic, and prove how good the plan is.
 
     Args:
-        problem: one of `PROBLEMS`. "traffic" minimises (T3) of one slot: the user equilibrium by another road.
+        problem: one of `PROBLEMS`. "market" minimises what the community of stations pays (C). "traffic" minimises
+            (T3) of one slot: the user equilibrium by another road.
         relative_gap: gap of the solved programme at which the search may stop, in [0, 1).
         time_limit_s: wall time [s]; when it is over the best plan so far comes back with the gap proven so far and
             status ``time_limit``. Traffic takes this time per solve and ends with an error.
         slot: of the day, for traffic.
+        network: what the market's programme knows of the network, one of `NETWORKS`; "none" where nothing is said.
 
     Returns:
-        A `Solution`: cost of the plan in the environment, a bound that no policy can beat, and the certificate; for
-        traffic a `TrafficSolution`: flows, their (T3), a bound that no flows can beat.
+        A `Solution`, for the market a `MarketSolution`: cost of the plan in the environment, a bound that no policy can
+        beat, and the certificate; for traffic a `TrafficSolution`: flows, their (T3), a bound that no flows can beat.
 
     Raises:
         ConfigError: an unknown problem, a gap, a time limit or a slot out of range, a scenario without that world.
@@ -73,11 +93,19 @@ def optimum(
         raise ConfigError(f"time_limit_s must be a positive number of seconds, got {time_limit_s}")
     if (slot is not None) != (problem == "traffic"):
         raise ConfigError(f"slot must be given for traffic and for nothing else, got {slot} for {problem}")
+    if network is not None and (problem != "market" or network not in NETWORKS):
+        raise ConfigError(
+            f"network must be one of {', '.join(NETWORKS)}, for the market alone, got {network!r} for {problem}"
+        )
     # imported here: Pyomo takes half a second that a user of the rules alone need not wait
     if slot is not None:
         from evcs_gym.baselines.traffic import solve_traffic
 
         return solve_traffic(scenario, day, slot, relative_gap, time_limit_s)
+    if problem == "market":
+        from evcs_gym.baselines.market import solve_market
+
+        return solve_market(scenario, day, relative_gap, time_limit_s)
     from evcs_gym.baselines.normal_charging import solve_normal_charging
 
     return solve_normal_charging(scenario, day, relative_gap, time_limit_s)

@@ -1,13 +1,13 @@
 """The traffic equilibrium by convex programming: slower than `evcs_gym.envs.traffic` and independent of it."""
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from evcs_gym.baselines.certificate import SolutionStatus, relative_gap
+from evcs_gym.baselines.certificate import SolutionStatus, plain, relative_gap
 from evcs_gym.baselines.forms.traffic import TrafficForm, add_tangent, traffic_form
 from evcs_gym.baselines.problems.traffic import TrafficProblem, check, cost_eur, lower_bound_eur
 from evcs_gym.baselines.solvers import ConicRows, compile_model, solve_conic
@@ -67,12 +67,7 @@ class TrafficSolution:
 
     def as_dict(self, plan: bool = False) -> dict[str, Any]:
         """The solution as plain numbers, lists and strings; ``plan`` adds the plan."""
-        names = ("problem", "cost_eur", "lower_bound_eur", "relative_gap", "status", "seconds")
-        out: dict[str, Any] = {name: getattr(self, name) for name in names}
-        out["certificate"] = asdict(self.certificate)
-        if plan:
-            out["plan"] = {name: values.tolist() for name, values in self.plan_arrays().items()}
-        return out
+        return plain(self, plan)
 
 
 def solve_traffic(

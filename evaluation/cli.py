@@ -24,14 +24,13 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 if TYPE_CHECKING:
-    from evcs_gym.baselines import Solution
-    from evcs_gym.baselines.traffic import TrafficSolution
+    from evcs_gym.baselines.certificate import Solved
     from evcs_gym.envs import Scenario
     from evcs_gym.training.callbacks import Progress
 
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130
-DEFAULT_SCENARIOS = {"traffic": "ieee33_twelve"}
+DEFAULT_SCENARIOS = {"market": "ieee33_twelve", "traffic": "ieee33_twelve"}
 """Scenario that a problem is solved in where none is named; others take the default city of the environments."""
 LOOPBACK = "127.0.0.1"
 TENSORBOARD = (sys.executable, "-m", "tensorboard.main")
@@ -182,6 +181,9 @@ def solve(
     relative_gap: Annotated[float, typer.Option(help="Gap at which a day counts as solved.")] = 1e-3,
     time_limit_s: Annotated[float, typer.Option(help="Longest time per day, in seconds.")] = 60.0,
     slot: Annotated[int | None, typer.Option(min=0, max=47, help="Traffic: the slot of the day.")] = None,
+    network: Annotated[
+        str | None, typer.Option(help="Market: what the programme knows of the network.", show_default="none")
+    ] = None,
     plan: Annotated[Path | None, typer.Option(help="Store the plan of one day as .npz.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -204,6 +206,7 @@ def solve(
                 relative_gap=relative_gap,
                 time_limit_s=time_limit_s,
                 slot=slot,
+                network=network,
             )
             records.append({"day": seed, "split": split.value, "scenario": world.name, **solution.as_dict()})
     if plan is not None:
@@ -383,7 +386,7 @@ class _TrainingProgress(RichProgress):
             self.update(task.id, completed=task.total)
 
 
-def _save_plan(path: Path, solution: "Solution | TrafficSolution") -> None:
+def _save_plan(path: Path, solution: "Solved") -> None:
     import numpy as np
 
     from evcs_gym.envs.errors import DataError
