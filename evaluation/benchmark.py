@@ -9,6 +9,7 @@ from pathlib import Path
 from evcs_gym.envs import Scenario, load_scenario
 from evcs_gym.envs.errors import ConfigError
 from evcs_gym.evaluation.contest import Contest, Game, Listener, Played, Run, prepare
+from evcs_gym.evaluation.contest_market import MARKET
 from evcs_gym.evaluation.contest_normal import NORMAL_CHARGING
 from evcs_gym.evaluation.records import (
     Comparison,
@@ -26,7 +27,7 @@ from evcs_gym.training.config import ProblemName
 from evcs_gym.training.provenance import config_hash
 from evcs_gym.training.train import load_policy, one_thread
 
-GAMES: dict[ProblemName, Game] = {"normal_charging": NORMAL_CHARGING}
+GAMES: dict[ProblemName, Game] = {"normal_charging": NORMAL_CHARGING, "market": MARKET}
 """Problems in which policies play."""
 N_DRAWN = 5
 """Policies whose first day is drawn: the best ones; the table holds all."""

@@ -15,6 +15,9 @@ from evcs_gym.training.checkpoint import RunInfo
 
 if TYPE_CHECKING:
     from evcs_gym.baselines.certificate import Solution
+    from evcs_gym.baselines.market import MarketSolution
+
+    AnySolution = Solution | MarketSolution
 
 OPTIMUM = "optimum"
 """The policy that is the exact plan of the day, in every problem."""
@@ -32,7 +35,7 @@ class Contest:
     seeds: tuple[int, ...]
     days: list[Day]
     world: Any
-    solutions: "list[Solution]"
+    solutions: "list[AnySolution]"
     naive_cost_eur: FloatArray
 
     @property
@@ -92,7 +95,7 @@ class Game:
     bound_label: str
     rules: Mapping[str, Any]
     plans: tuple[str, ...]
-    solve: "Callable[[Scenario, Day, float], Solution]"
+    solve: "Callable[[Scenario, Day, float], AnySolution]"
     world: Callable[[Scenario, Sequence[Day]], Any]
     naive: Callable[[Any], FloatArray]
     infeasible_kwh: Callable[[Contest], FloatArray]

@@ -18,7 +18,7 @@ from evcs_gym.baselines.policy import Policy
 from evcs_gym.envs.errors import ConfigError, DataError
 from evcs_gym.envs.scenario import Scenario, load_scenario
 from evcs_gym.envs.specs import validated
-from evcs_gym.training.callbacks import Progress, RunCallback, Validation, as_policy
+from evcs_gym.training.callbacks import Progress, RunCallback, Validation
 from evcs_gym.training.checkpoint import (
     CHECKPOINT_FILE,
     POLICY_FILE,
@@ -69,20 +69,37 @@ def make_model(preset: Preset, env: RowVecEnv, seed: int | None) -> PPO:
         policy_kwargs={
             "net_arch": {"pi": hidden, "vf": hidden},
             "activation_fn": torch.nn.Tanh,
-            "log_std_init": spec.log_std_initial,
+            "log_std_init": 0.0,
         },
         seed=seed,
         device="cpu",
     )
+    n_actions = len(model.policy.log_std)
+    if spec.log_std_final is not None:
+        _log_std(spec.log_std_final, n_actions)
+    with torch.no_grad():
+        model.policy.log_std.copy_(_log_std(spec.log_std_initial, n_actions))
     model.policy.log_std.requires_grad_(spec.log_std_final is None)  # else by schedule, see RunCallback.explore
     return model
+
+
+def _log_std(value: float | tuple[float, ...], n_actions: int) -> torch.Tensor:
+    """One number for each number of an action.
+
+    Raises:
+        ConfigError: another count of them.
+    """
+    if isinstance(value, tuple) and len(value) != n_actions:
+        raise ConfigError(f"ppo.log_std_initial and log_std_final need 1 or {n_actions} numbers, got {len(value)}")
+    return torch.as_tensor(value).expand(n_actions)
 
 
 def make_validation(scenario: Scenario, n_days: int, problem: ProblemName = "normal_charging") -> Validation:
     """The first days of the validation split with their naive costs and proven bounds."""
     known = PROBLEMS[problem].references(scenario, "validation", range(n_days))
-    world = PROBLEMS[problem].world(scenario, scenario.days(range(n_days), "validation"))
-    return Validation(world, known.naive_cost_eur, known.lower_bound_eur)
+    days = scenario.days(range(n_days), "validation")
+    facts = PROBLEMS[problem].facts(days)
+    return Validation(PROBLEMS[problem].world(scenario, days), known.naive_cost_eur, known.lower_bound_eur, facts)
 
 
 def run_folder(root: Path, seed: int) -> Path:
@@ -208,7 +225,7 @@ def _info(course: Course, seed: int, done: RunCallback | None = None) -> RunInfo
         kind="learned" if preset.clone is None else "cloned, then learned",
         provenance=provenance(preset.model_dump_json(), course.scenario.model_dump_json(by_alias=True)),
         finished=done is not None,
-        captured_validation=None if done is None else done.best,
+        captured_validation=None if done is None else done.best_captured,
         seconds=0.0 if done is None else round(done.seconds, 1),
     )
 
@@ -254,4 +271,4 @@ def load_policy(folder: Path | str, scenario: Scenario) -> Policy:
         raise DataError(f"{path / POLICY_FILE}: must hold the weights of a policy; train the policy again") from None
     except RuntimeError as error:
         raise ConfigError(f"{path}: the policy does not fit {scenario.name!r}: {str(error).splitlines()[0]}") from None
-    return as_policy(model, env.shared)
+    return problem.policy(model, env.batch.world, preset)

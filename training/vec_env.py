@@ -92,7 +92,7 @@ class RowVecEnv(VecEnv, ABC):
         if not 0.0 < reward_scale_per_eur < float("inf"):
             raise ConfigError(f"reward_scale_per_eur must be a positive number, got {reward_scale_per_eur}")
         self.batch, self.shared, self.n_envs, self.n_agents = batch, shared, n_envs, n_agents
-        self.reward_scale = reward_scale_per_eur
+        self.reward_scale: float | FloatArray = reward_scale_per_eur
         super().__init__(n_envs * n_agents if shared else n_envs, observation, action)
         self._actions: FloatArray = np.zeros((n_envs, n_agents))
         self._returns = np.zeros(self.num_envs)
@@ -110,6 +110,9 @@ class RowVecEnv(VecEnv, ABC):
     @abstractmethod
     def _infos(self, outcome: Any) -> list[dict[str, Any]]:
         """True EUR of the slot for every row."""
+
+    def restored(self) -> None:
+        """Called when a state was put into the batch from outside."""
 
     def _by_row(self, values: np.ndarray) -> np.ndarray:
         """(n, A, ...) to rows."""
