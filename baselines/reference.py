@@ -14,7 +14,7 @@ import numpy as np
 from evcs_gym.baselines.registry import NAIVE_RULES, make_rule, played
 from evcs_gym.baselines.score import rollout, world_of
 from evcs_gym.envs.files import write_whole
-from evcs_gym.envs.fleet.pool import cache_folder, sources_digest
+from evcs_gym.envs.pool import cache_folder, sources_digest
 from evcs_gym.envs.types import FloatArray
 
 if TYPE_CHECKING:

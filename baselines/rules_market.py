@@ -5,14 +5,16 @@ comparison: no storage, surplus offered at the utility's price. The day ends at 
 against its beginning is bought dear, so self_consumption and arbitrage restore it in the night.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Final
 
 import numpy as np
 
+from evcs_gym.envs.draws import uniform_of
 from evcs_gym.envs.market.core import MarketAction
+from evcs_gym.envs.market.play import Rule, truthful
 from evcs_gym.envs.market.view import MarketView, OwnPlan
-from evcs_gym.envs.types import FloatArray, IntArray
+from evcs_gym.envs.types import FloatArray
 from evcs_gym.envs.units import N_SLOTS, SLOT_H
 
 NIGHT_SLOT: Final = 28
@@ -26,9 +28,8 @@ CHEAP_SLOTS: Final = 8
 EVENING_SLOT: Final = 20
 MARKUP_FRAC: Final = 0.3
 """Share of the way from the truthful ask to the top of the band."""
-GOLDEN: Final = 0x9E3779B97F4A7C15
 
-MarketRule = Callable[[MarketView, OwnPlan], MarketAction]
+MarketRule = Rule
 """What every market rule is; those that look at no plan ignore it."""
 
 
@@ -63,11 +64,6 @@ def arbitrage(view: MarketView, plan: OwnPlan) -> MarketAction:
     return MarketAction(wish, _asks(view, 0.0))
 
 
-def dp_truthful(view: MarketView, plan: OwnPlan) -> MarketAction:
-    """The station's own dynamic programme at the utility's tariffs; asks what a sold kWh costs it."""
-    return MarketAction(plan.storage_kw, plan.ask_eur_per_kwh)
-
-
 def dp_markup(view: MarketView, plan: OwnPlan) -> MarketAction:
     """The same plan; asks more than a sold kWh costs."""
     top = view.largest_ask_eur_per_kwh[:, None]
@@ -88,7 +84,7 @@ MARKET_RULES: Final[Mapping[str, MarketRule]] = {
     "idle": idle,
     "self_consumption": self_consumption,
     "arbitrage": arbitrage,
-    "dp_truthful": dp_truthful,
+    "dp_truthful": truthful,
     "dp_markup": dp_markup,
     "zero_intelligence": zero_intelligence,
 }
@@ -128,12 +124,4 @@ def _draws(view: MarketView) -> tuple[FloatArray, FloatArray]:
     """Two uniform numbers per station from (day, slot, station) alone, whatever else is in the batch."""
     station = np.arange(view.energy_kwh.shape[1])[None]
     key = ((view.day[:, None] * N_SLOTS + view.slot[:, None]) << 16) + station
-    return _uniform(2 * key), _uniform(2 * key + 1)
-
-
-def _uniform(key: IntArray) -> FloatArray:
-    """Numbers in [0, 1) of integer keys: one round of SplitMix64 (Steele, Lea, Flood 2014, 10.1145/2660193.2660195)."""
-    bits = (key.astype(np.uint64) + np.uint64(1)) * np.uint64(GOLDEN)
-    for shift, times in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        bits = (bits ^ (bits >> np.uint64(shift))) * np.uint64(times)
-    return np.asarray((bits ^ (bits >> np.uint64(31))) >> np.uint64(11), dtype=np.float64) * 2.0**-53
+    return uniform_of(2 * key), uniform_of(2 * key + 1)

@@ -182,7 +182,7 @@ def _torch() -> Iterable[Check]:
 
 
 def _cache_folder() -> Iterable[Check]:
-    from evcs_gym.envs.fleet.pool import cache_folder
+    from evcs_gym.envs.pool import cache_folder
 
     yield _disk("disk, cache folder", cache_folder(), required=False)
 

@@ -4,12 +4,18 @@ import sys
 from pathlib import Path
 
 from evcs_gym.envs.errors import DataError
-from evcs_gym.envs.fleet.observation import observation_page
+from evcs_gym.envs.fleet.observation import observation_page as normal_charging_page
+from evcs_gym.envs.market.observation import observation_page as market_page
 from evcs_gym.evaluation.records import Comparison, read_json, write_text
 from evcs_gym.evaluation.report import MISSING, table_rows
 
 RESULTS_FILE = "docs/results/normal_charging.json"
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+
+
+def observation_page() -> str:
+    """Markdown page of what every environment shows."""
+    return f"{normal_charging_page()}\n{market_page()}"
 
 
 def results_block(comparison: Comparison) -> str:

@@ -14,6 +14,7 @@ from evcs_gym.envs.grid.devices import Devices
 from evcs_gym.envs.grid.operator import PASS_TOLERANCE, Limits, excesses, with_stations
 from evcs_gym.envs.market import PRICE_RULES
 from evcs_gym.envs.market.core import MarketAction, MarketState, MarketWorld
+from evcs_gym.envs.market.view import own_plan, view
 from evcs_gym.envs.traffic import Queue, RoadNetwork, TrafficModel
 from evcs_gym.envs.types import BoolArray, ComplexArray, FloatArray, IntArray
 from evcs_gym.envs.units import N_SLOTS, PHASE_BASE_KVA, SLOT_H
@@ -584,3 +585,42 @@ def market_slot_reference(
         "profit_eur": profits,
         "energy_kwh": energies,
     }
+
+
+def market_observation_reference(world: MarketWorld, state: MarketState, row: int, station: int) -> FloatArray:
+    """What a station observes, written down feature by feature from what it may know."""
+    seen, plan = view(world, state), own_plan(world, state)
+    slot, assets = int(state.slot[row]), world.assets
+    price, export = seen.import_eur_per_kwh[row], seen.export_eur_per_kwh[row, slot]
+    fee = world.rules.network_fee_eur_per_kwh
+    spread, now, later = price.std() + 0.003, price[slot], price[slot + 1 :]
+    windows = [(1, 2), (2, 4), (4, 8), (8, 12), (12, 18), (18, 26), (26, 48)]
+    scale, capacity = max(assets.storage_kw[station], 50.0), max(assets.storage_kwh[station], 50.0)
+    net = (seen.pv_kw - seen.ev_kw)[row, :, station]
+
+    def ahead(series: FloatArray) -> list[float]:
+        return [float(np.mean(series[slot + a : slot + b])) if slot + a < 48 else series[-1] for a, b in windows]
+
+    last = 0.0
+    if slot:
+        at = (state.day[row], slot - 1)
+        low, high = world.days.export_eur_per_kwh[at], world.days.import_eur_per_kwh[at] - fee
+        last = (state.price_eur_per_kwh[row] - low) / (high - low)
+    band = now - fee - export
+    angle = 2.0 * np.pi * slot / 48
+    values: list[float] = [slot / 48, np.sin(angle), np.cos(angle), (now - price.mean()) / spread]
+    values += [2.0 * (price < now).sum() / 47 - 1.0, 2.0 * (later < now).sum() / max(len(later), 1) - 1.0]
+    values += [(max(now, *later) - now) / spread if len(later) else 0.0]
+    values += [(min(now, *later) - now) / spread if len(later) else 0.0]
+    values += [spread / 0.01, export / 0.05, *((x - now) / spread for x in ahead(price))]
+    values += [seen.pv_kw[row, slot, station] / scale, seen.ev_kw[row, slot, station] / scale, net[slot] / scale]
+    values += [x / scale for x in ahead(net)]
+    values += [np.tanh(0.5 * np.clip(sign * net[slot:], 0.0, None).sum() / capacity) for sign in (1.0, -1.0)]
+    installed = world.stations
+    values += [installed.pv_kw[station] / 1e3, installed.n_plugs[station] * installed.plug_kw[station] / 500.0]
+    values += [installed.storage_kwh[station] / 1e3, 2.0 * state.energy_kwh[row, station] / capacity - 1.0, last]
+    values += [state.volume_kw[row] / scale, min(state.cap_kw[row, station] / assets.connection_kw[station], 1.0)]
+    values += [state.accepted_kw[row, station] / scale, state.position_kw[row, station] / scale]
+    values += [plan.storage_kw[row, station] / scale, (plan.ask_eur_per_kwh[row, station] - export) / band]
+    values += [np.clip((plan.water_eur_per_kwh[row, station] - export) / band, -0.5, 2.0)]
+    return np.clip(np.array(values), -10.0, 10.0)

@@ -18,12 +18,13 @@ import yaml
 from evcs_gym.baselines import RULES
 from evcs_gym.envs import ENVIRONMENT_IDS, load_scenario
 from evcs_gym.envs.errors import DataError
-from evcs_gym.envs.fleet.observation import OBSERVATION, observation_page
+from evcs_gym.envs.fleet import observation as normal_observation
+from evcs_gym.envs.market import observation as market_observation
 from evcs_gym.envs.specs import shipped
 from evcs_gym.evaluation.cli import app
 from evcs_gym.evaluation.contest import OPTIMUM
 from evcs_gym.evaluation.contest_normal import OPEN_LOOP
-from evcs_gym.evaluation.pages import RESULTS_FILE, with_results
+from evcs_gym.evaluation.pages import RESULTS_FILE, observation_page, with_results
 from evcs_gym.evaluation.records import read_json
 
 ROOT = Path(__file__).parents[1]
@@ -138,7 +139,8 @@ def test_the_place_of_the_results_is_marked() -> None:
 
 def test_the_observation_page_is_the_table() -> None:
     assert text_of(ROOT / "docs" / "observation.md") == observation_page(), "run `make docs`"
-    assert all(f"`{feature.name}`" in observation_page() for feature in OBSERVATION)
+    for table in (normal_observation.OBSERVATION, market_observation.OBSERVATION):
+        assert all(f"`{feature.name}`" in observation_page() for feature in table)
 
 
 def model_rows() -> list[tuple[str, str, str]]:

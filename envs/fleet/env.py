@@ -5,42 +5,24 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
+from evcs_gym.envs.arguments import as_scenario, checked_action
 from evcs_gym.envs.day import Day, with_devices
-from evcs_gym.envs.errors import ConfigError, DataError
+from evcs_gym.envs.errors import ConfigError
 from evcs_gym.envs.fleet import normal
 from evcs_gym.envs.fleet.observation import action_space, observation_space
-from evcs_gym.envs.fleet.pool import DEFAULT_POOL_DAYS, load_pool
+from evcs_gym.envs.fleet.pool import load_pool
 from evcs_gym.envs.grid.devices import DeviceSchedule
-from evcs_gym.envs.scenario import Scenario, load_scenario
+from evcs_gym.envs.pool import DEFAULT_POOL_DAYS
+from evcs_gym.envs.scenario import Scenario
 from evcs_gym.envs.types import FloatArray
 from evcs_gym.envs.units import N_SLOTS
 
 DEFAULT_SCENARIO = "ieee33_residential"
 
 
-def as_scenario(scenario: Scenario | str) -> Scenario:
-    """The scenario itself, or the one of a name or path."""
-    return scenario if isinstance(scenario, Scenario) else load_scenario(scenario)
-
-
 def check_action(action: Any, shape: tuple[int, ...]) -> FloatArray:
-    """The action as float64 of the given shape.
-
-    Raises:
-        DataError: no numbers, wrong shape, NaN, or outside [-1, 1].
-    """
-    try:
-        values = np.asarray(action, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise DataError(f"the action must be an array of numbers of shape {shape}; {error}") from None
-    if values.shape != shape:
-        raise DataError(f"the action must have shape {shape} (one number per charging bus), got {values.shape}")
-    if not np.isfinite(values).all():
-        raise DataError("the action must be finite, got NaN or infinity")
-    if np.abs(values).max(initial=0.0) > 1.0 + 1e-6:
-        worst = values.flat[np.abs(values).argmax()]
-        raise DataError(f"the action must lie in [-1, 1], got {worst:.6g}; clip it as Stable-Baselines3 does")
-    return np.clip(values, -1.0, 1.0)  # only the rounding allowed above
+    """The action as float64 of the given shape, see `checked_action`."""
+    return checked_action(action, shape, "one number per charging bus")
 
 
 def slot_info(outcome: normal.Outcome, row: int) -> dict[str, Any]:

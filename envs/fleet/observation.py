@@ -1,22 +1,10 @@
 """The observation of normal charging as a table: it gives the space, the documentation page and the tests."""
 
-from dataclasses import dataclass
-
 import numpy as np
 from gymnasium import spaces
 
 from evcs_gym.envs.fleet.kernels import LEADS_SLOTS, N_FEATURES, N_HOURS_AHEAD, OBSERVATION_CLIP
-
-
-@dataclass(frozen=True)
-class Feature:
-    """One row of the table: name, how many numbers, unit after scaling, what it means."""
-
-    name: str
-    size: int
-    unit: str
-    meaning: str
-
+from evcs_gym.envs.observation import Feature, page_rows, slices_of
 
 N_LEADS = len(LEADS_SLOTS)
 _LEADS = ", ".join(str(int(lead)) for lead in LEADS_SLOTS)
@@ -71,8 +59,7 @@ ACTION_MEANING = (
 
 def feature_slices() -> dict[str, slice]:
     """Where each feature lies in the last axis of the observation."""
-    stops = np.cumsum([feature.size for feature in OBSERVATION])
-    return {f.name: slice(int(stop) - f.size, int(stop)) for f, stop in zip(OBSERVATION, stops, strict=True)}
+    return slices_of(OBSERVATION)
 
 
 def observation_space(n_buses: int | None) -> spaces.Box:
@@ -98,11 +85,6 @@ def observation_page() -> str:
         f"Observation: Box(-10, 10), float32, shape (charging buses, {N_FEATURES}). *Installed kW* is the sum of the "
         "chargers of the cars that live at the bus. The present slot is true, later slots are forecasts.",
         "",
-        "| position | name | unit | meaning |",
-        "|---|---|---|---|",
+        *page_rows(OBSERVATION),
     ]
-    for feature in OBSERVATION:
-        place = feature_slices()[feature.name]
-        position = str(place.start) if feature.size == 1 else f"{place.start}..{place.stop - 1}"
-        lines.append(f"| {position} | `{feature.name}` | {feature.unit} | {feature.meaning} |")
     return "\n".join(lines) + "\n"

@@ -8,11 +8,13 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
+from evcs_gym.envs.arguments import as_scenario
 from evcs_gym.envs.errors import ConfigError
 from evcs_gym.envs.fleet import normal
-from evcs_gym.envs.fleet.env import DEFAULT_SCENARIO, as_scenario, check_action
+from evcs_gym.envs.fleet.env import DEFAULT_SCENARIO, check_action
 from evcs_gym.envs.fleet.observation import action_space, observation_space
-from evcs_gym.envs.fleet.pool import DEFAULT_POOL_DAYS, load_pool
+from evcs_gym.envs.fleet.pool import load_pool
+from evcs_gym.envs.pool import DEFAULT_POOL_DAYS
 from evcs_gym.envs.scenario import Scenario
 from evcs_gym.envs.types import BoolArray, FloatArray, IntArray
 from evcs_gym.envs.units import N_SLOTS

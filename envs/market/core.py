@@ -17,6 +17,7 @@ from evcs_gym.envs.grid.simd import LANES
 from evcs_gym.envs.market import core_kernels as kernels
 from evcs_gym.envs.market.auction import check_asks
 from evcs_gym.envs.market.core_kernels import MarketDays, MarketRules, Terms
+from evcs_gym.envs.market.features import Features
 from evcs_gym.envs.market.operators import PRO_RATA, Grid, Operator, empty_answer, refuse_faults
 from evcs_gym.envs.market.station import Assets
 from evcs_gym.envs.threads import run_rows
@@ -34,7 +35,7 @@ class MarketWorld:
     stations: as the scenario gives them, S. assets: their columns for kernels. feeder: N buses. rules: price rule,
     reservation, network fee. days: stacked arrays, leading axis D. grid: the network's, by slot of a day.
     value_eur: (K, S, T + 1, G), the stations' own plans of the K days whose forecasts are perfect. plan_row: (D,) their
-    rows, -1 for days that are re-planned every slot.
+    rows, -1 for days that are re-planned every slot. features: what observations show of the days.
     """
 
     stations: StationAssets
@@ -45,11 +46,12 @@ class MarketWorld:
     grid: Grid
     value_eur: FloatArray
     plan_row: IntArray
+    features: Features
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Arrays that were pickled or copied come back writable: freeze them, or every kernel is compiled again."""
         for name, value in state.items():
-            for array in value if isinstance(value, (Assets, MarketDays)) else (value,):
+            for array in value if isinstance(value, tuple) else (value,):
                 if isinstance(array, np.ndarray):
                     frozen(array)
             object.__setattr__(self, name, value)

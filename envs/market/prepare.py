@@ -1,7 +1,7 @@
 """From a scenario and its days to the stacked arrays of the market's step."""
 
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, Protocol
 
 import numpy as np
 
@@ -11,10 +11,11 @@ from evcs_gym.envs.grid.operator import Limits
 from evcs_gym.envs.market.auction import check_tariffs, rule_code
 from evcs_gym.envs.market.core import MarketWorld
 from evcs_gym.envs.market.core_kernels import MarketDays, MarketRules
+from evcs_gym.envs.market.features import prepare_features
 from evcs_gym.envs.market.operators import Grid, make_grid
 from evcs_gym.envs.market.station import kernel_assets
 from evcs_gym.envs.market.station_dp import plan_days
-from evcs_gym.envs.types import BoolArray, StationAssets, frozen
+from evcs_gym.envs.types import BoolArray, FloatArray, StationAssets, frozen
 from evcs_gym.envs.units import N_SLOTS
 
 
@@ -59,8 +60,17 @@ def market_world(scenario: MarketScenario, days: Sequence[Any]) -> MarketWorld:
     """
     if not days:
         raise ConfigError("market: at least one day is needed, got none")
+    kernel_assets(scenario.stations)
+    _check_buses(scenario.stations, scenario.feeder)
+    return world_of(scenario, stack_days(scenario.feeder, len(scenario.stations), days))
+
+
+def world_of(
+    scenario: MarketScenario, stacked: Mapping[str, np.ndarray], value_eur: FloatArray | None = None
+) -> MarketWorld:
+    """The world of stacked days, see `stack_days`; the arrays become its own. value_eur: the stations' plans where they
+    are known already."""
     assets, stations, tariff = kernel_assets(scenario.stations), scenario.stations, scenario.tariff
-    _check_buses(stations, scenario.feeder)
     rules = MarketRules(
         price_rule=rule_code(scenario.market.rule),
         reservation=bool(scenario.market.reservation),
@@ -68,19 +78,24 @@ def market_world(scenario: MarketScenario, days: Sequence[Any]) -> MarketWorld:
         import_adder_eur_per_kwh=float(tariff.import_adder_eur_per_kwh),
         export_fee_eur_per_kwh=float(tariff.export_fee_eur_per_kwh),
     )
-    stacked = stack_days(scenario.feeder, len(stations), days)
-    check_tariffs(stacked.import_eur_per_kwh, stacked.export_eur_per_kwh, rules.network_fee_eur_per_kwh)
-    known: BoolArray = np.asarray((stacked.growth_frac == 0.0).all(axis=1))
-    value = plan_days(
-        assets,
-        stacked.import_eur_per_kwh[known],
-        stacked.export_eur_per_kwh[known],
-        stacked.pv_kw[known],
-        stacked.ev_kw[known],
+    days = MarketDays(**{name: frozen(stacked[place]) for name, place in _DAY_SERIES.items()})
+    check_tariffs(days.import_eur_per_kwh, days.export_eur_per_kwh, rules.network_fee_eur_per_kwh)
+    known: BoolArray = np.asarray((days.growth_frac == 0.0).all(axis=1))
+    if value_eur is None:
+        tariffs = days.import_eur_per_kwh[known], days.export_eur_per_kwh[known]
+        value_eur = plan_days(assets, *tariffs, days.pv_kw[known], days.ev_kw[known])
+    chargers_kw = np.asarray(stations.n_plugs * stations.plug_kw, dtype=np.float64)
+    return MarketWorld(
+        stations=stations,
+        assets=assets,
+        feeder=scenario.feeder,
+        rules=rules,
+        days=days,
+        grid=_grid_of(scenario.feeder, stations, stacked),
+        value_eur=frozen(value_eur),
+        plan_row=frozen(np.where(known, np.cumsum(known) - 1, -1).astype(np.int64)),
+        features=prepare_features(days, assets, rules, np.asarray(stations.pv_kw, dtype=np.float64), chargers_kw),
     )
-    plan_row = frozen(np.where(known, np.cumsum(known) - 1, -1).astype(np.int64))
-    grid = _stacked_grid(scenario.feeder, stations, days)
-    return MarketWorld(stations, assets, scenario.feeder, rules, stacked, grid, value, plan_row)
 
 
 def _check_buses(stations: StationAssets, feeder: Feeder) -> None:
@@ -92,15 +107,28 @@ def _check_buses(stations: StationAssets, feeder: Feeder) -> None:
             )
 
 
-def stack_days(feeder: Feeder, n_stations: int, days: Sequence[Any]) -> MarketDays:
-    """The days' arrays along a leading axis D.
+_DAY_SERIES: Final[Mapping[str, str]] = {
+    "import_eur_per_kwh": "import_eur_per_kwh",
+    "export_eur_per_kwh": "export_eur_per_kwh",
+    "largest_import_eur_per_kwh": "largest_import_eur_per_kwh",
+    "pv_kw": "stations.pv_kw",
+    "ev_kw": "stations.ev_kw",
+    "growth_frac": "forecast.growth_frac",
+    "price_error_eur_per_kwh": "forecast.import_eur_per_kwh",
+    "pv_error_kw": "forecast.station_pv_kw",
+    "ev_error_kw": "forecast.station_ev_kw",
+}
+"""Where a day holds the series of `MarketDays`."""
+_LIMITS: Final = ("vmin_pu", "vmax_pu", "current_limit_a", "head_limit_kva", "unbalance_limit_frac")
+"""Series that are infinite where there is no limit."""
+_NETWORK: Final = ("load_kva", "source_pu", "capacitor_kvar", *_LIMITS)
+STACKED: Final = (*_DAY_SERIES.values(), *_NETWORK)
+"""Names of the arrays that make a world of days."""
 
-    Raises:
-        DataError: an array of another shape or with values that are not finite, negative PV or charging power, a day
-            without stations; names the day.
-    """
+
+def _shapes(feeder: Feeder, n_stations: int) -> dict[str, tuple[int, ...]]:
     n_buses, stations = len(feeder), (N_SLOTS, n_stations)
-    shapes = {
+    return {
         "import_eur_per_kwh": (N_SLOTS,),
         "export_eur_per_kwh": (N_SLOTS,),
         "load_kva": (N_SLOTS, n_buses, 3),
@@ -118,6 +146,16 @@ def stack_days(feeder: Feeder, n_stations: int, days: Sequence[Any]) -> MarketDa
         "forecast.station_pv_kw": stations,
         "forecast.station_ev_kw": stations,
     }
+
+
+def stack_days(feeder: Feeder, n_stations: int, days: Sequence[Any]) -> dict[str, np.ndarray]:
+    """The days' arrays along a leading axis D, by the names of `STACKED`.
+
+    Raises:
+        DataError: an array of another shape or with values that are not finite, negative PV or charging power, a day
+            without stations; names the day.
+    """
+    shapes = _shapes(feeder, n_stations)
     for day in days:
         if day.stations is None:
             raise DataError(f"day {day.split}/{day.seed} has no stations: draw it from a scenario with stations")
@@ -126,32 +164,9 @@ def stack_days(feeder: Feeder, n_stations: int, days: Sequence[Any]) -> MarketDa
         for name in ("stations.pv_kw", "stations.ev_kw"):
             if _value(day, name).min() < 0.0:
                 raise DataError(f"day {day.split}/{day.seed}: {name} must be >= 0, got {_value(day, name).min()}")
-    columns = {name: frozen(_stacked(days, name)) for name in shapes if name not in ("load_kva", *_NETWORK)}
-    return MarketDays(
-        import_eur_per_kwh=columns["import_eur_per_kwh"],
-        export_eur_per_kwh=columns["export_eur_per_kwh"],
-        largest_import_eur_per_kwh=frozen(columns["import_eur_per_kwh"].max(axis=1)),
-        pv_kw=columns["stations.pv_kw"],
-        ev_kw=columns["stations.ev_kw"],
-        growth_frac=columns["forecast.growth_frac"],
-        price_error_eur_per_kwh=columns["forecast.import_eur_per_kwh"],
-        pv_error_kw=columns["forecast.station_pv_kw"],
-        ev_error_kw=columns["forecast.station_ev_kw"],
-    )
-
-
-_NETWORK = (
-    "source_pu",
-    "capacitor_kvar",
-    "vmin_pu",
-    "vmax_pu",
-    "current_limit_a",
-    "head_limit_kva",
-    "unbalance_limit_frac",
-)
-"""Series of the network beside the load."""
-_LIMITS = ("vmin_pu", "vmax_pu", "current_limit_a", "head_limit_kva", "unbalance_limit_frac")
-"""Series that are infinite where there is no limit."""
+    stacked = {name: _stacked(days, name, np.complex128 if name == "load_kva" else np.float64) for name in shapes}
+    stacked["largest_import_eur_per_kwh"] = stacked["import_eur_per_kwh"].max(axis=1)
+    return stacked
 
 
 def _value(day: Any, name: str) -> np.ndarray:
@@ -165,22 +180,37 @@ def _stacked(days: Sequence[Any], name: str, kind: type = np.float64) -> Any:
     return np.ascontiguousarray(np.stack([_value(day, name) for day in days]), dtype=kind)
 
 
-def _stacked_grid(feeder: Feeder, stations: StationAssets, days: Sequence[Any]) -> Grid:
+def _grid_of(feeder: Feeder, stations: StationAssets, stacked: Mapping[str, np.ndarray]) -> Grid:
     """The network's arrays, an entry for every slot of every day."""
-
-    def entries(name: str, kind: type = np.float64) -> Any:
-        values = _stacked(days, name, kind)
-        return values.reshape(-1, *values.shape[2:])
-
+    entry = {name: stacked[name].reshape(-1, *stacked[name].shape[2:]) for name in _NETWORK}
     limits = Limits(
-        vmin_pu=entries("vmin_pu"),
-        vmax_pu=entries("vmax_pu"),
-        current_a=entries("current_limit_a"),
-        head_kva=entries("head_limit_kva"),
-        unbalance_frac=entries("unbalance_limit_frac"),
+        vmin_pu=entry["vmin_pu"],
+        vmax_pu=entry["vmax_pu"],
+        current_a=entry["current_limit_a"],
+        head_kva=entry["head_limit_kva"],
+        unbalance_frac=entry["unbalance_limit_frac"],
     )
-    load, source, kvar = entries("load_kva", np.complex128), entries("source_pu"), entries("capacitor_kvar")
-    return make_grid(feeder, stations.bus, load, source, kvar, limits)
+    return make_grid(feeder, stations.bus, entry["load_kva"], entry["source_pu"], entry["capacitor_kvar"], limits)
+
+
+def stacked_of(world: MarketWorld) -> dict[str, np.ndarray]:
+    """The arrays that `world_of` makes such a world from."""
+    grid, limits = world.grid, world.grid.limits
+    none = np.zeros_like(limits.vmin_pu)  # no bank in service on any day
+    entries = {
+        "load_kva": grid.load_kva,
+        "source_pu": grid.source_pu,
+        "capacitor_kvar": none if grid.capacitor_kvar is None else grid.capacitor_kvar,
+        "vmin_pu": limits.vmin_pu,
+        "vmax_pu": limits.vmax_pu,
+        "current_limit_a": limits.current_a,
+        "head_limit_kva": limits.head_kva,
+        "unbalance_limit_frac": limits.unbalance_frac,
+    }
+    stacked = {place: getattr(world.days, name) for name, place in _DAY_SERIES.items()}
+    return stacked | {
+        name: values.reshape(world.n_days, N_SLOTS, *values.shape[1:]) for name, values in entries.items()
+    }
 
 
 def _check_series(where: str, values: np.ndarray, shape: tuple[int, ...], *, limit: bool) -> None:

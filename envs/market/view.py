@@ -4,16 +4,19 @@ Rules read a `MarketView`; a station's columns of it are its own, and a rule of 
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numba import njit
 
 from evcs_gym.envs.market.core import PARALLEL_FROM_ROWS, MarketState, MarketWorld, ask_band
 from evcs_gym.envs.market.core_kernels import MarketDays, MarketRules
+from evcs_gym.envs.market.features import N_FEATURES, Float32Array, observe_rows
 from evcs_gym.envs.market.station import Assets, power_interval
 from evcs_gym.envs.market.station_dp import N_ENERGIES, decide, plan_rows, truthful_ask
 from evcs_gym.envs.threads import run_rows
 from evcs_gym.envs.types import FloatArray, IntArray, frozen
+from evcs_gym.envs.units import N_SLOTS
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,10 +85,37 @@ def view(world: MarketWorld, state: MarketState) -> MarketView:
 
 
 def own_plan(world: MarketWorld, state: MarketState) -> OwnPlan:
-    """The stations' own plans, prepared with the day where it is known, else made anew from the forecasts."""
+    """The stations' own plans, prepared with the day where it is known, else made anew from the forecasts.
+
+    At the end of the day there is nothing left to plan: all numbers are 0.
+    """
+    plan, arguments = _planning(world, state)
+    run_rows(_decide_rows, len(state.day), arguments, parallel_from=PARALLEL_FROM_ROWS)
+    return plan
+
+
+def look(world: MarketWorld, state: MarketState) -> tuple[OwnPlan, Float32Array]:
+    """The stations' own plans, and what each station observes, (B, S, F): see `observation.OBSERVATION`."""
+    plan, planning = _planning(world, state)
+    seen = np.empty((*state.energy_kwh.shape, N_FEATURES), dtype=np.float32)
+    now = (state.day, state.slot, state.energy_kwh, state.price_eur_per_kwh, state.volume_kw)
+    own = (state.position_kw, state.accepted_kw, state.cap_kw)
+    planned = (plan.storage_kw, plan.ask_eur_per_kwh, plan.water_eur_per_kwh)
+    arguments = (world.days, world.assets, world.rules, world.features, *now, *own, *planned, seen)
+
+    def rows(first: int, stop: int) -> None:
+        _decide_rows(first, stop, *planning)
+        observe_rows(first, stop, *arguments)
+
+    run_rows(rows, len(state.day), (), parallel_from=PARALLEL_FROM_ROWS)
+    return plan, seen
+
+
+def _planning(world: MarketWorld, state: MarketState) -> tuple[OwnPlan, tuple[Any, ...]]:
+    """An empty plan, and what `_decide_rows` fills it from."""
     shape = state.energy_kwh.shape
     rows = world.plan_row[state.day]
-    unknown = np.flatnonzero(rows < 0)
+    unknown = np.flatnonzero((rows < 0) & (state.slot < N_SLOTS))
     fresh = np.empty((len(unknown), shape[1], world.days.pv_kw.shape[1] + 1, N_ENERGIES))
     if len(unknown):
         seen = view(world, _some(state, unknown))
@@ -94,11 +124,10 @@ def own_plan(world: MarketWorld, state: MarketState) -> OwnPlan:
         run_rows(plan_rows, len(unknown), arguments, parallel_from=8)
         rows = rows.copy()
         rows[unknown] = -1 - np.arange(len(unknown))
-    storage, ask, water = (np.empty(shape) for _ in range(3))
+    plan = OwnPlan(np.empty(shape), np.empty(shape), np.empty(shape))
     known = (world.days, world.assets, world.rules, state.day, state.slot, state.energy_kwh)
-    written = (storage, ask, water)
-    run_rows(_decide_rows, shape[0], (*known, rows, world.value_eur, fresh, *written), parallel_from=PARALLEL_FROM_ROWS)
-    return OwnPlan(storage, ask, water)
+    written = (plan.storage_kw, plan.ask_eur_per_kwh, plan.water_eur_per_kwh)
+    return plan, (*known, rows, world.value_eur, fresh, *written)
 
 
 def _some(state: MarketState, rows: IntArray) -> MarketState:
@@ -158,6 +187,10 @@ def _decide_rows(
     """plan_row: row of ``known_value`` where >= 0, else -1 - row of ``fresh_value``."""
     for row in range(first, stop):
         d, t = day[row], slot[row]
+        if t >= N_SLOTS:
+            for n in range(storage_kw.shape[1]):
+                storage_kw[row, n], ask[row, n], water[row, n] = 0.0, 0.0, 0.0
+            continue
         imports, exports = days.import_eur_per_kwh[d, t], days.export_eur_per_kwh[d, t]
         for n in range(storage_kw.shape[1]):
             energy, pv, ev = energy_kwh[row, n], days.pv_kw[d, t, n], days.ev_kw[d, t, n]

@@ -27,6 +27,7 @@ from evcs_gym.envs.fleet import kernels, pool
 from evcs_gym.envs.fleet.env import NormalChargingEnv
 from evcs_gym.envs.fleet.observation import OBSERVATION, feature_slices, observation_page, observation_space
 from evcs_gym.envs.fleet.vector import NormalChargingVectorEnv
+from evcs_gym.envs.pool import cache_folder
 from evcs_gym.envs.units import N_SLOTS
 
 POOL_DAYS = 4
@@ -434,7 +435,7 @@ def test_interrupted_write_leaves_no_file(
     def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pool.np, "savez", interrupted)
+    monkeypatch.setattr(np, "savez", interrupted)
     with pytest.raises(KeyboardInterrupt):
         pool.load_pool(small_scenario, "train", 1)
     assert list(cache.iterdir()) == []
@@ -442,12 +443,12 @@ def test_interrupted_write_leaves_no_file(
 
 def test_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EVCS_GYM_CACHE", "here")
-    assert pool.cache_folder() == Path("here")
+    assert cache_folder() == Path("here")
     monkeypatch.delenv("EVCS_GYM_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", "there")
-    assert pool.cache_folder() == Path("there/evcs-gym")
+    assert cache_folder() == Path("there/evcs-gym")
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert pool.cache_folder() == Path.home() / ".cache" / "evcs-gym"
+    assert cache_folder() == Path.home() / ".cache" / "evcs-gym"
 
 
 def test_tests_do_not_touch_the_users_cache() -> None:

@@ -1,0 +1,129 @@
+"""Rows that play days of the market one after the other: the state behind Gymnasium's and SB3's vector classes."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from evcs_gym.envs.draws import draw_days
+from evcs_gym.envs.errors import ConfigError
+from evcs_gym.envs.market.core import (
+    MarketAction,
+    MarketOutcome,
+    MarketState,
+    MarketWorld,
+    initial_state,
+    step,
+    with_reset_rows,
+)
+from evcs_gym.envs.market.operators import PRO_RATA, Operator
+from evcs_gym.envs.market.play import check_team_frac, reward_eur, scaled_action
+from evcs_gym.envs.market.view import MarketView, OwnPlan, look, view
+from evcs_gym.envs.types import BoolArray, FloatArray, IntArray
+from evcs_gym.envs.units import N_SLOTS
+
+
+@dataclass(frozen=True, eq=False)
+class MarketBatchStep:
+    """What a step of a batch gives: the first observation of the next day stands in ``observation`` of rows whose day
+    ended, the last one of the old day in ``final_observation`` (number of such rows, in their order)."""
+
+    observation: np.ndarray  # (B, S, F)
+    final_observation: np.ndarray  # (n, S, F)
+    reward_eur: FloatArray  # (B, S)
+    ended: BoolArray  # (B,)
+    outcome: MarketOutcome
+    before: MarketState  # the slot that was played
+
+
+class MarketBatch:
+    """B environments of all stations of a world.
+
+    Args:
+        team_frac: share of the profit of all stations in a station's reward; the rest is its own profit.
+        reward_shift: profits less what a station would earn without storage and market.
+        residual: storage power is added to that of the station's own plan.
+        operator: of the network.
+
+    Attributes:
+        state: the present slot, None before the first reset. plan: the stations' own plans in it. rng: draws days.
+    """
+
+    def __init__(
+        self,
+        world: MarketWorld,
+        n_rows: int,
+        *,
+        team_frac: float = 0.0,
+        reward_shift: bool = False,
+        residual: bool = True,
+        operator: Operator = PRO_RATA,
+    ) -> None:
+        if n_rows < 1:
+            raise ConfigError(f"the number of environments must be at least 1, got {n_rows}")
+        self.world, self.n_rows, self.operator = world, n_rows, operator
+        self.team_frac, self.reward_shift, self.residual = check_team_frac(team_frac), reward_shift, residual
+        self.rng = np.random.default_rng()
+        self.state: MarketState | None = None
+        self._plan: OwnPlan | None = None
+
+    def running(self) -> MarketState:
+        """The present state; refused before the first reset."""
+        if self.state is None:
+            raise ConfigError("the environments have no day yet; call reset() first")
+        return self.state
+
+    @property
+    def plan(self) -> OwnPlan:
+        """The stations' own plans in the present slot."""
+        if self._plan is None:  # a state that was put in from outside
+            self._plan, _ = look(self.world, self.running())
+        return self._plan
+
+    def view(self) -> MarketView:
+        """What policies may know now."""
+        return view(self.world, self.running())
+
+    def observe(self) -> np.ndarray:
+        """Observation of the present slot, (B, S, F)."""
+        self._plan, seen = look(self.world, self.running())
+        return seen
+
+    def reset(self, seed: int | list[int | None] | None = None, rows: BoolArray | None = None) -> np.ndarray:
+        """Start new days, in all rows or in the marked ones; observation (B, S, F)."""
+        if seed is not None:
+            self.rng = np.random.default_rng(seed)  # type: ignore[arg-type]  # one generator serves all rows
+        return self.start(self.draw(rows), rows)
+
+    def draw(self, rows: BoolArray | None = None) -> IntArray:
+        """Days for all rows or for the marked ones."""
+        chosen = np.arange(self.n_rows) if rows is None else np.flatnonzero(rows)
+        return draw_days(self.rng, chosen, self.world.n_days)
+
+    def start(self, day: IntArray, rows: BoolArray | None = None) -> np.ndarray:
+        """Start the given days of the world, in all rows or in the marked ones; observation (B, S, F)."""
+        if rows is None or self.state is None:
+            self.state = initial_state(self.world, day)
+        else:
+            self.state = with_reset_rows(self.world, self.state, rows, day)
+        return self.observe()
+
+    def market_action(self, action: FloatArray) -> MarketAction:
+        """Wishes and asks of numbers in [-1, 1], (B, S, 2)."""
+        return scaled_action(self.world, self.running(), self.plan, action, self.residual)
+
+    def step(self, action: FloatArray) -> MarketBatchStep:
+        """One slot of every row, numbers in [-1, 1], (B, S, 2); rows whose day ends begin the next one in the same
+        step."""
+        return self.play(self.market_action(action))
+
+    def play(self, action: MarketAction, autoreset: bool = True) -> MarketBatchStep:
+        """One slot of every row, wishes and asks."""
+        before = self.running()
+        self.state, outcome = step(self.world, before, action, self.operator)
+        reward = reward_eur(self.world, before, outcome, self.team_frac, self.reward_shift)
+        ended = np.asarray(self.state.slot >= N_SLOTS)
+        observation = self.observe()
+        final = observation[ended]
+        if autoreset and ended.any():
+            observation = self.reset(None, ended)
+        return MarketBatchStep(observation, final, reward, ended, outcome, before)

@@ -1,0 +1,90 @@
+"""Between a policy's numbers and the market's step: actions in [-1, 1], and what a slot is worth to whom."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from evcs_gym.envs.errors import ConfigError
+from evcs_gym.envs.market.core import MarketAction, MarketOutcome, MarketState, MarketWorld, ask_band
+from evcs_gym.envs.market.view import MarketView, OwnPlan
+from evcs_gym.envs.types import FloatArray
+
+Rule = Callable[[MarketView, OwnPlan], MarketAction]
+"""What decides for stations that do not learn: what may be known and their own plans to wishes and asks, (B, S)."""
+
+
+def truthful(view: MarketView, plan: OwnPlan) -> MarketAction:
+    """The station's own dynamic programme at the utility's tariffs; asks what a sold kWh costs it."""
+    return MarketAction(plan.storage_kw, plan.ask_eur_per_kwh)
+
+
+def scaled_action(
+    world: MarketWorld, state: MarketState, plan: OwnPlan, action: FloatArray, residual: bool = True
+) -> MarketAction:
+    """Wishes and asks of numbers in [-1, 1], (B, S, 2): storage power, position of the ask in its band.
+
+    residual: the storage power is added to that of the station's own plan.
+    """
+    low, high = (edge[:, None] for edge in ask_band(world, state))
+    storage_kw = action[..., 0] * world.assets.storage_kw
+    if residual:
+        storage_kw = storage_kw + plan.storage_kw
+    ask = np.clip(low + (0.5 + 0.5 * action[..., 1]) * (high - low), low, high)
+    return MarketAction(storage_kw, ask)
+
+
+def reward_eur(
+    world: MarketWorld,
+    before: MarketState,
+    outcome: MarketOutcome,
+    team_frac: float = 0.0,
+    reward_shift: bool = False,
+) -> FloatArray:
+    """Reward of every station in a slot, (B, S) EUR: (1 - team_frac) own profit + team_frac profit of all stations.
+
+    reward_shift: profits less what the station would earn without storage at the utility's tariffs, which no policy
+    changes.
+    """
+    profit = outcome.profit_eur
+    if reward_shift:
+        profit = profit - world.features.idle_eur[before.day, before.slot]
+    if team_frac == 0.0:
+        return profit
+    return np.asarray((1.0 - team_frac) * profit + team_frac * profit.sum(axis=1, keepdims=True))
+
+
+def check_team_frac(team_frac: float) -> float:
+    """The share of the team's profit in a reward.
+
+    Raises:
+        ConfigError: outside [0, 1].
+    """
+    if not 0.0 <= team_frac <= 1.0:
+        raise ConfigError(f"team_frac must be in [0, 1] (0 own profit, 1 that of all stations), got {team_frac}")
+    return float(team_frac)
+
+
+def slot_terms(outcome: MarketOutcome) -> dict[str, np.ndarray]:
+    """Named terms of a slot, one number per environment (B,): sums over stations in EUR and kW, what was published."""
+    terms = {name: values.sum(axis=1) for name, values in outcome.terms._asdict().items()}
+    return {
+        "community_eur": outcome.community_eur,
+        "profit_eur": outcome.profit_eur.sum(axis=1),
+        **terms,
+        "price_eur_per_kwh": outcome.price_eur_per_kwh,
+        "volume_kw": outcome.volume_kw,
+        "curtailed_kw": outcome.curtailed_kw.sum(axis=1),
+        "unserved_kw": outcome.unserved_kw.sum(axis=1),
+        "moved_kw": outcome.moved_kw.sum(axis=1),
+        "held_kw": outcome.held_kw.sum(axis=1),
+        "factor": outcome.factor,
+        "lowest_voltage_pu": lowest_voltage_pu(outcome),
+        "loss_kw": outcome.loss_kw,
+        "converged": outcome.converged,
+    }
+
+
+def lowest_voltage_pu(outcome: MarketOutcome) -> FloatArray:
+    """Lowest voltage of any bus and phase, (B,); absent phases are not looked at."""
+    size = np.abs(outcome.voltage_pu).reshape(len(outcome.voltage_pu), -1)
+    return np.asarray(np.where(size > 0.0, size, np.inf).min(axis=1))
