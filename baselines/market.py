@@ -83,8 +83,8 @@ class MarketSolution:
 
 @dataclass(frozen=True, eq=False)
 class MarketAnswer:
-    """Answer of the programme: the plan that the environment makes of it, the programme's cost of the solver's point, the
-    proven bound, and whether the solver ended in time."""
+    """Answer of the programme: the plan that the environment makes of it, the programme's cost of the solver's point,
+    the proven bound, and whether the solver ended in time."""
 
     plan: MarketPlan
     cost_eur: float
