@@ -319,6 +319,34 @@ def scenario(
         typer.echo(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), nl=False)
 
 
+@app.command()
+def city(
+    name: Annotated[str, typer.Argument(help="Name of a shipped scenario or path of a YAML file.")],
+    policy: Annotated[
+        str | None, typer.Option(help="Market rule that every station follows.", show_default="dp_truthful")
+    ] = None,
+    days: Annotated[
+        int | None, typer.Option(min=1, help="How many days: the seeds 0 to N-1.", show_default="50")
+    ] = None,
+    split: SplitName = Split.test,
+    as_json: Json = False,
+) -> None:
+    """Show what a city with stations is like under a rule: trade, competition, how often its network binds."""
+    from evcs_gym.evaluation.city import DEFAULT_DAYS, DEFAULT_POLICY, city_table
+
+    world = _load_scenario(name)
+    with _quiet_stdout(), _stderr().status("playing ..."):
+        content = city_table(world, policy or DEFAULT_POLICY, days or DEFAULT_DAYS, split.value).as_dict()
+    if as_json:
+        _print_json(content)
+    else:
+        _stdout().print(_table_of([{"measure": key, "value": _short(value)} for key, value in content.items()]))
+
+
+def _short(value: object) -> str:
+    return f"{value:.5g}" if isinstance(value, float) else str(value)
+
+
 # --- shared ------------------------------------------------------------------------------------------------
 
 

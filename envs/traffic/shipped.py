@@ -10,21 +10,23 @@ from evcs_gym.envs.errors import ConfigError
 from evcs_gym.envs.traffic.roads import RoadNetwork
 from evcs_gym.envs.types import FloatArray, frozen
 
-SHIPPED_ROADS: Final = ("city12", "nguyen_dupuis", "braess")
+SHIPPED_ROADS: Final = ("city12", "nguyen_dupuis", "braess", "grid24")
 """Names that `load_roads` knows."""
+_ON_A_MAP: Final = ("city12", "grid24")
+"""Networks whose nodes have places."""
 MIN_PER_H: Final = 60.0
 _DATA: Final = "evcs_gym.envs.data"
 
 
 def load_roads(name: str) -> RoadNetwork:
-    """A shipped network: "city12" (ours), "nguyen_dupuis" or "braess".
+    """A shipped network: "city12" and "grid24" (ours), "nguyen_dupuis" or "braess".
 
     The files count nodes from 1, the arrays from 0. Raises ConfigError for another name.
     """
     if name not in SHIPPED_ROADS:
         raise ConfigError(f"load_roads: name must be one of {', '.join(SHIPPED_ROADS)}, got {name!r}")
     links, pairs = table(f"roads_{name}_links.csv"), table(f"roads_{name}_pairs.csv")
-    nodes = table(f"roads_{name}_nodes.csv") if name == "city12" else None
+    nodes = table(f"roads_{name}_nodes.csv") if name in _ON_A_MAP else None
     return RoadNetwork.from_arrays(
         name=name,
         tail=links["tail"].astype(np.int64) - 1,

@@ -95,7 +95,7 @@ def test_braess_paradox() -> None:
     assert (found.od_time_h[0], found.total_travel_time) == pytest.approx((83.0, 498.0), rel=1e-7)
 
 
-@pytest.mark.parametrize("name", ["city12", "nguyen_dupuis", "braess"])
+@pytest.mark.parametrize("name", ["city12", "nguyen_dupuis", "braess", "grid24"])
 @pytest.mark.parametrize("load", [0.5, 1.0, 3.0, 10.0])
 def test_used_paths_have_equal_least_cost_from_light_to_heavy_load(name: str, load: float) -> None:
     roads = load_roads(name)

@@ -141,7 +141,7 @@ def test_the_time_of_a_link_by_hand() -> None:
 
 @pytest.mark.parametrize("name", SHIPPED_ROADS)
 def test_shipped_networks_have_the_sizes_they_are_named_for(name: str) -> None:
-    sizes = {"city12": (12, 40, 12), "nguyen_dupuis": (13, 19, 4), "braess": (4, 5, 1)}
+    sizes = {"city12": (12, 40, 12), "grid24": (24, 76, 24), "nguyen_dupuis": (13, 19, 4), "braess": (4, 5, 1)}
     roads = load_roads(name)
     assert (roads.n_nodes, roads.n_links, roads.n_pairs) == sizes[name]
 
@@ -158,7 +158,7 @@ def test_the_shipped_city_has_two_way_roads_eight_stations_and_a_profile() -> No
 
 
 def test_an_unknown_network_is_refused() -> None:
-    with pytest.raises(ConfigError, match="load_roads: name must be one of city12, nguyen_dupuis, braess, got 'x'"):
+    with pytest.raises(ConfigError, match=r"name must be one of city12, nguyen_dupuis, braess, grid24, got 'x'"):
         load_roads("x")
 
 
