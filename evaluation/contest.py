@@ -28,14 +28,14 @@ Listener = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, eq=False)
 class Contest:
-    """The days of a comparison with their exact solutions; world: of these days, of the problem's kind."""
+    """The days of a comparison with their exact solutions; world and solutions are of the problem's own kind."""
 
     scenario: Scenario
     split: str
     seeds: tuple[int, ...]
     days: list[Day]
     world: Any
-    solutions: "list[AnySolution]"
+    solutions: list[Any]
     naive_cost_eur: FloatArray
 
     @property

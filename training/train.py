@@ -14,7 +14,6 @@ from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat
 from stable_baselines3.common.utils import set_random_seed
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
-from evcs_gym.baselines.policy import Policy
 from evcs_gym.envs.errors import ConfigError, DataError
 from evcs_gym.envs.scenario import Scenario, load_scenario
 from evcs_gym.envs.specs import validated
@@ -247,8 +246,8 @@ def _clone(preset: Preset, model: PPO, env: NormalChargingVecEnv, seed: int) -> 
         fit_critic(model, env, preset.clone, rng)
 
 
-def load_policy(folder: Path | str, scenario: Scenario) -> Policy:
-    """The best policy of a run folder, as a policy of the whole environment.
+def load_policy(folder: Path | str, scenario: Scenario) -> Any:
+    """The best policy of a run folder as `rollout` takes it: a `Policy`, in the market a `MarketPolicy`.
 
     Raises:
         ConfigError: no run, no model, or another number of charging buses than a joint policy was trained for.
