@@ -20,7 +20,7 @@ from evcs_gym.evaluation.records import (
     write_json,
     write_station_csv,
 )
-from evcs_gym.evaluation.report import Part, write_report
+from evcs_gym.evaluation.report import Part, write_parts
 from evcs_gym.training.callbacks import PROGRESS_FILE
 from evcs_gym.training.checkpoint import RUN_FILE, read_run
 from evcs_gym.training.config import ProblemName
@@ -115,15 +115,11 @@ def _part(comparison: Comparison, contest: Contest, game: Game, played: Sequence
     return Part(comparison, [game.trace(contest, shown)], curves or None)
 
 
-def _store(out: Path, part: Part) -> None:
-    write_json(out / "comparison.json", part.comparison)
-    write_csv(out / "days.csv", part.comparison)
-    if part.comparison.stations:
-        write_station_csv(out / "stations.csv", part.comparison)
-    if not part.comparison.complete:
-        (out / "report.html").unlink(missing_ok=True)  # an older one would not belong to the numbers beside it
-        return
-    write_report(out / "report.html", part.comparison, part.traces, part.training_curve)
+def _store(out: Path, comparison: Comparison) -> None:
+    write_json(out / "comparison.json", comparison)
+    write_csv(out / "days.csv", comparison)
+    if comparison.stations:
+        write_station_csv(out / "stations.csv", comparison)
 
 
 def compare(
@@ -151,7 +147,10 @@ def compare(
         ConfigError: an unknown problem, policy or split, no day, or a run folder without a model; before anything is
             solved. DataError: a broken run folder, or an ``out`` that cannot be written. SolverError: no solver.
     """
-    return compare_part(problem, policies, n_days, split, scenario, out, relative_gap, listener).comparison
+    part = compare_part(problem, policies, n_days, split, scenario, out, relative_gap, listener)
+    if out is not None:
+        write_parts(out / "report.html", [part])
+    return part.comparison
 
 
 def compare_part(
@@ -161,27 +160,27 @@ def compare_part(
     split: str,
     scenario: str | Scenario | None,
     out: Path | None,
-    relative_gap: float,
-    listener: Listener,
+    relative_gap: float = 1e-3,
+    listener: Listener = lambda _what, _done, _all: None,
 ) -> Part:
-    """`compare`, with what a report draws."""
+    """`compare` with what a report draws, which is left to the caller; an older report in ``out`` is removed."""
     name, game = game_of(problem)
     check_policies(policies, game)
     world = scenario if isinstance(scenario, Scenario) else load_scenario(scenario or game.scenario)
     runs = load_runs(policies, world, name)
     contest = prepare(game, world, n_days, split, relative_gap, listener)
-    comparison, played = _empty(name, contest, relative_gap, runs), []
-    part = Part(comparison)
+    comparison = _empty(name, contest, relative_gap, runs)
+    played: list[Played] = []
     for number, policy in enumerate(policies):
         listener(f"playing {policy}", number, len(policies))
         with one_thread():
             played.append(replace(game.play(contest, policy, runs), curve=_curve(runs.get(policy))))
         comparison = comparison.with_result(played[-1].result, complete=number + 1 == len(policies))
-        part = _part(comparison, contest, game, played)
         if out is not None:
-            _store(out, part)
+            (out / "report.html").unlink(missing_ok=True)  # it would not belong to the numbers beside it
+            _store(out, comparison)
     listener("done", len(policies), len(policies))
-    return part
+    return _part(comparison, contest, game, played)
 
 
 def _empty(problem: ProblemName, contest: Contest, relative_gap: float, runs: Mapping[str, Run]) -> Comparison:
