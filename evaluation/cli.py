@@ -293,6 +293,32 @@ def compare(
 
 
 @app.command()
+def render(
+    out: Annotated[Path, typer.Option(help="The GIF that is written.")] = Path("runs/day.gif"),
+    policy: Annotated[str, typer.Option(help="The rule that all stations play.")] = "dp_truthful",
+    day: Annotated[int, typer.Option(min=0, help="Seed of the day.")] = 0,
+    split: SplitName = Split.test,
+    scenario: ScenarioName = None,
+    frames_per_s: Annotated[float, typer.Option(help="Slots shown in a second.")] = 4.0,
+) -> None:
+    """Write a day of the market as an animated picture."""
+    from evcs_gym.envs.units import N_SLOTS
+    from evcs_gym.evaluation.film import write_film
+
+    world = _load_scenario(scenario or DEFAULT_SCENARIOS["market"])
+    with _quiet_stdout(), _stderr().status("drawing ...") as status:
+        write_film(
+            out,
+            world,
+            world.day(day, split.value),
+            policy,
+            frames_per_s,
+            lambda slot: status.update(f"drawing slot {slot + 1} of {N_SLOTS} ..."),
+        )
+    _stdout().print(Text(str(out)), soft_wrap=True)
+
+
+@app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Where everything is written.")] = Path("runs/demo"),
 ) -> None:

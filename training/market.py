@@ -10,60 +10,40 @@ from typing import Any, Final
 import numpy as np
 
 from evcs_gym.baselines.policy import Policy
-from evcs_gym.baselines.policy_market import MarketPolicy, MarketStage, Predictor
+from evcs_gym.baselines.policy_market import MarketPolicy, MarketStage
 from evcs_gym.baselines.registry import make_rule
 from evcs_gym.baselines.score_market import MarketRollout, market_rollout
 from evcs_gym.envs.day import Day
-from evcs_gym.envs.errors import ConfigError
 from evcs_gym.envs.market.batch import MarketBatch, MarketBatchStep
 from evcs_gym.envs.market.core import MarketAction, MarketOutcome, MarketState, MarketWorld
 from evcs_gym.envs.market.observation import action_space, observation_space
-from evcs_gym.envs.market.play import scaled_action
-from evcs_gym.envs.market.view import look
+from evcs_gym.envs.market.roles import Bidder, Central, Role, bidder
 from evcs_gym.envs.types import BoolArray, FloatArray
 from evcs_gym.envs.units import SLOT_H
-from evcs_gym.training.config import MarketLearningSpec, Preset
+from evcs_gym.training.config import Preset
 from evcs_gym.training.vec_env import RowVecEnv, SharedPolicy
 
 LEAST_KW: Final = 50.0
 """Storage power below which rewards are not scaled up further, as in observations."""
 
 
-def learner(world: MarketWorld, spec: MarketLearningSpec) -> int | None:
-    """Column of the only station that learns; None where all do.
+def role_of(world: MarketWorld, preset: Preset) -> Role | None:
+    """Who learns: a controller of all storages, one station among others that play a rule; None where all stations do.
 
     Raises:
-        ConfigError: the city has no such station.
+        ConfigError: the city has no such station; there is no such rule.
     """
-    if spec.station is None:
-        return None
-    names = world.stations.name
-    if spec.station not in names:
-        raise ConfigError(f"market.station must be one of {', '.join(names)}, got {spec.station!r}")
-    return names.index(spec.station)
+    spec = preset.market_spec
+    if preset.rows == "environments":
+        return Central(world.n_stations)
+    return None if spec.station is None else bidder(world, spec.station, make_rule(spec.others, "market").rule)
 
 
-def stations_action(answer: np.ndarray, joint: bool) -> FloatArray:
-    """Numbers of a policy as (B, S, 2): a controller of all stations decides on storage alone, asks stand at the
-    least."""
-    values = np.asarray(answer, dtype=np.float64)
-    return np.stack([values, -np.ones_like(values)], axis=-1) if joint else values
+class RoleBatch:
+    """A batch of the market that is played by one role; the shape of `MarketBatch` with one agent."""
 
-
-def with_others(rule: MarketPolicy, stage: MarketStage, action: MarketAction, station: int) -> MarketAction:
-    """The action of one station among those that the rule decides for the others."""
-    mixed = rule.decide(stage)
-    storage, ask = np.array(mixed.storage_kw), np.array(mixed.ask_eur_per_kwh)
-    storage[:, station], ask[:, station] = action.storage_kw[:, station], action.ask_eur_per_kwh[:, station]
-    return MarketAction(storage, ask)
-
-
-class OneStation:
-    """A batch of the market in which one station is played and the others follow a rule; the shape of `MarketBatch`."""
-
-    def __init__(self, batch: MarketBatch, station: int, rule: str) -> None:
-        self.inner, self.station, self.rule = batch, station, make_rule(rule, "market")
-        self.world = batch.world
+    def __init__(self, batch: MarketBatch, role: Role) -> None:
+        self.inner, self.role, self.world = batch, role, batch.world
 
     @property
     def rng(self) -> np.random.Generator:
@@ -88,28 +68,22 @@ class OneStation:
         return self.inner.running()
 
     def observe(self) -> np.ndarray:
-        """Observation of the present slot, (B, 1, F)."""
-        return self._own(self.inner.observe())
+        """What the role sees of the present slot, (B, ...)."""
+        return self.role.seen(self.inner.observe())
 
     def reset(self, seed: int | list[int | None] | None = None, rows: BoolArray | None = None) -> np.ndarray:
-        """New days; observation (B, 1, F)."""
-        return self._own(self.inner.reset(seed, rows))
+        """New days; what the role sees, (B, ...)."""
+        return self.role.seen(self.inner.reset(seed, rows))
 
     def step(self, action: FloatArray) -> MarketBatchStep:
-        """One slot; action (B, 1, 2)."""
-        everyone = np.repeat(action, self.world.n_stations, axis=1)
-        wanted = self.inner.market_action(everyone)
-        stage = MarketStage(self.world, self.running())
-        result = self.inner.play(with_others(self.rule, stage, wanted, self.station))
+        """One slot; actions of the role, (B, ...), its reward (B, 1)."""
+        result = self.inner.play(self.role.market_action(self.inner, action))
         return replace(
             result,
-            observation=self._own(result.observation),
-            final_observation=self._own(result.final_observation),
-            reward_eur=self._own(result.reward_eur),
+            observation=self.role.seen(result.observation),
+            final_observation=self.role.seen(result.final_observation),
+            reward_eur=self.role.reward_eur(self.inner, result)[:, None],
         )
-
-    def _own(self, values: np.ndarray) -> np.ndarray:
-        return values[:, self.station, None]
 
 
 class MarketVecEnv(RowVecEnv):
@@ -117,56 +91,40 @@ class MarketVecEnv(RowVecEnv):
 
     Args:
         world: days to draw from, see `evcs_gym.envs.market.pool.load_market_pool`. n_envs: number of environments.
-        rows: "stations" (rows are (environment, station), or one station's where the spec names one) or
-            "environments" (one controller of all storages with the profit of all stations; asks stand at the least).
-        spec: whose profit is learned, and by whom. reward_shift: profits less those of idle storage at the tariffs.
-        reward_scale_per_eur: factor on the reward, fixed for the run.
+        preset: whose profit is learned and by whom (`role_of`), residual, scale and shift of the reward. Rows are
+            (environment, station) where all stations share a policy, else environments.
 
     Raises:
         ConfigError: a station that the city has not, a rule that does not exist, and as `RowVecEnv`.
 
-    Every info holds ``profit_eur`` of the slot, of the row's station or of all stations.
+    Every info holds ``profit_eur`` of the slot: of the row's station, of the one that learns, or of all.
     """
 
-    def __init__(
-        self,
-        world: MarketWorld,
-        n_envs: int,
-        rows: str,
-        spec: MarketLearningSpec,
-        reward_shift: bool = True,
-        reward_scale_per_eur: float = 1.0,
-    ) -> None:
-        joint, station = rows == "environments", learner(world, spec)
-        team = 0.0 if joint else spec.team_frac  # the sum of own profits is the team's
-        every = MarketBatch(world, n_envs, team_frac=team, reward_shift=reward_shift, residual=spec.residual)
-        batch = every if station is None else OneStation(every, station, spec.others)
-        n_agents = world.n_stations if station is None else 1
-        shapes = (observation_space(n_agents), action_space(n_agents)) if joint else (observation_space(None), _TWO)
-        super().__init__(batch, n_envs, not joint, *shapes, n_agents, reward_scale_per_eur)
-        self.station, self.joint = station, joint
-        if spec.by_size and not joint:
+    def __init__(self, world: MarketWorld, n_envs: int, preset: Preset) -> None:
+        spec, role, scale = preset.market_spec, role_of(world, preset), preset.reward_scale_per_eur
+        shift = preset.reward_shift
+        every = MarketBatch(world, n_envs, team_frac=spec.team_frac, reward_shift=shift, residual=spec.residual)
+        batch = every if role is None else RoleBatch(every, role)
+        shapes = (observation_space(None), action_space(2)) if role is None else role.spaces
+        super().__init__(batch, n_envs, role is None, *shapes, world.n_stations if role is None else 1, scale)
+        self.stations = slice(role.station, role.station + 1) if isinstance(role, Bidder) else slice(None)
+        if spec.by_size and not isinstance(role, Central):
             size_kw = np.maximum(world.assets.storage_kw, LEAST_KW)
-            own_kw = size_kw if station is None else size_kw[station : station + 1]
-            self.reward_scale = np.tile(reward_scale_per_eur * size_kw.mean() / own_kw, n_envs)
+            self.reward_scale = np.tile(scale * size_kw.mean() / size_kw[self.stations], n_envs)
 
     def _to_batch(self, actions: FloatArray) -> FloatArray:
-        rows = actions.reshape(self.n_envs, self.n_agents, *(() if self.joint else (2,)))
-        return stations_action(rows, self.joint)
+        return actions.reshape(self.n_envs, self.n_agents, -1) if self.shared else actions
 
     def _step_terms(self, outcome: MarketOutcome) -> Mapping[str, np.ndarray]:
         return day_terms(outcome)
 
     def _infos(self, outcome: MarketOutcome) -> list[dict[str, Any]]:
-        profit = outcome.profit_eur if self.station is None else outcome.profit_eur[:, self.station, None]
+        profit = outcome.profit_eur[:, self.stations]
         return [{"profit_eur": value} for value in self._row_sum(profit).tolist()]
 
     def restored(self) -> None:
         """The stations' own plans belong to the slot that was put in."""
         self.batch.observe()  # type: ignore[attr-defined]
-
-
-_TWO: Final = action_space(2)
 
 
 def day_terms(outcome: MarketOutcome) -> dict[str, np.ndarray]:
@@ -184,33 +142,29 @@ def day_terms(outcome: MarketOutcome) -> dict[str, np.ndarray]:
 # --- playing what was trained ---------------------------------------------------------------------------------
 
 
-@dataclass
-class _OneAmongRules:
-    """A trained station among stations that follow a rule."""
+@dataclass(frozen=True)
+class LearnedPolicy:
+    """What was trained, deterministic, as a policy of all stations; role: who it is, None where all stations share
+    it."""
 
-    own: Predictor
-    rule: MarketPolicy
-    station: int
+    policy: Policy
+    role: Role | None
+    residual: bool
 
     def decide(self, stage: MarketStage) -> MarketAction:
         """See `MarketPolicy`."""
-        return with_others(self.rule, stage, self.own.decide(stage), self.station)
+        batch = MarketBatch(stage.world, len(stage.state.slot), residual=self.residual)
+        batch.state = stage.state
+        observation = batch.observe()
+        seen = observation if self.role is None else self.role.seen(observation)
+        answer = np.clip(self.policy.predict(seen, deterministic=True)[0], -1.0, 1.0).astype(np.float64)
+        return batch.market_action(answer) if self.role is None else self.role.market_action(batch, answer)
 
 
 def market_policy(model: Policy, world: MarketWorld, preset: Preset) -> MarketPolicy:
     """What was trained with a preset, as a policy of all stations."""
-    spec, joint = preset.market_spec, preset.rows == "environments"
-
-    def observe(stage: MarketStage) -> np.ndarray:
-        return look(stage.world, stage.state)[1]
-
-    def act(stage: MarketStage, answer: np.ndarray) -> MarketAction:
-        numbers = stations_action(np.clip(answer, -1.0, 1.0), joint)
-        return scaled_action(stage.world, stage.state, stage.plan(), numbers, spec.residual)
-
-    station = learner(world, spec)
-    own = Predictor(model if joint else SharedPolicy(model), observe, act)
-    return own if station is None else _OneAmongRules(own, make_rule(spec.others, "market"), station)
+    role = role_of(world, preset)
+    return LearnedPolicy(SharedPolicy(model) if role is None else model, role, preset.market_spec.residual)
 
 
 @dataclass

@@ -16,10 +16,11 @@ from evcs_gym.envs.fleet.pool import load_pool
 from evcs_gym.envs.market.core import MarketWorld
 from evcs_gym.envs.market.pool import load_market_pool
 from evcs_gym.envs.market.prepare import market_world
+from evcs_gym.envs.market.roles import Bidder
 from evcs_gym.envs.scenario import Scenario
 from evcs_gym.envs.types import FloatArray
 from evcs_gym.training.config import Preset, ProblemName
-from evcs_gym.training.market import MarketVecEnv, learner, market_policy, traffic_facts, watched_rollout
+from evcs_gym.training.market import MarketVecEnv, market_policy, role_of, traffic_facts, watched_rollout
 from evcs_gym.training.vec_env import NormalChargingVecEnv, Rows, RowVecEnv, SharedPolicy
 
 
@@ -72,16 +73,15 @@ def _market_pool(scenario: Scenario, split: str, n_days: int) -> MarketWorld:
 
 
 def _market_env(world: MarketWorld, n_envs: int, preset: Preset) -> MarketVecEnv:
-    spec = preset.market_spec
-    return MarketVecEnv(world, n_envs, preset.rows, spec, preset.reward_shift, preset.reward_scale_per_eur)
+    return MarketVecEnv(world, n_envs, preset)
 
 
 def _market_judge(world: MarketWorld, policy: MarketPolicy, preset: Preset) -> Judgement:
     result, shown = watched_rollout(world, policy)
-    station = learner(world, preset.market_spec)
-    if station is None:
+    role = role_of(world, preset)
+    if not isinstance(role, Bidder):
         return Judgement(result.cost_eur, shown)
-    own_eur = float(result.profit_eur[:, station].mean())  # one station does not learn what all pay
+    own_eur = float(result.profit_eur[:, role.station].mean())  # one station does not learn what all pay
     return Judgement(result.cost_eur, {**shown, "own_profit_eur": own_eur}, merit=own_eur)
 
 

@@ -8,6 +8,7 @@ from evcs_gym.envs.errors import ConfigError
 from evcs_gym.envs.market.core import MarketAction, MarketOutcome, MarketState, MarketWorld, ask_band
 from evcs_gym.envs.market.view import MarketView, OwnPlan
 from evcs_gym.envs.types import FloatArray
+from evcs_gym.envs.units import SLOT_H
 
 Rule = Callable[[MarketView, OwnPlan], MarketAction]
 """What decides for stations that do not learn: what may be known and their own plans to wishes and asks, (B, S)."""
@@ -51,6 +52,20 @@ def reward_eur(
     if team_frac == 0.0:
         return profit
     return np.asarray((1.0 - team_frac) * profit + team_frac * profit.sum(axis=1, keepdims=True))
+
+
+def community_reward_eur(
+    world: MarketWorld, before: MarketState, outcome: MarketOutcome, reward_shift: bool = False
+) -> FloatArray:
+    """Reward of all stations together in a slot, (B,) EUR: minus what the community pays.
+
+    reward_shift: less what it would pay without storage and market, which no policy changes.
+    """
+    if not reward_shift:
+        return -outcome.community_eur
+    at = (before.day, before.slot)
+    income = SLOT_H * (world.assets.retail_eur_per_kwh * world.days.ev_kw[at]).sum(axis=1)
+    return np.asarray(income - world.features.idle_eur[at].sum(axis=1) - outcome.community_eur)
 
 
 def check_team_frac(team_frac: float) -> float:

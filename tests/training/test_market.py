@@ -20,7 +20,7 @@ from evcs_gym.envs.market.play import scaled_action
 from evcs_gym.envs.market.view import own_plan
 from evcs_gym.envs.units import N_SLOTS
 from evcs_gym.training.checkpoint import POLICY_FILE, load_weights, read_run
-from evcs_gym.training.config import MarketLearningSpec, Preset, load_preset
+from evcs_gym.training.config import Preset, load_preset
 from evcs_gym.training.market import MarketVecEnv, market_policy, watched_rollout
 from evcs_gym.training.problems import PROBLEMS
 from evcs_gym.training.train import load_policy, make_model, make_validation, train
@@ -47,8 +47,10 @@ def world() -> MarketWorld:
     return city_world(n_days=4)
 
 
-def made(world: MarketWorld, rows: str = "stations", shift: bool = False, **spec: Any) -> MarketVecEnv:
-    env = MarketVecEnv(world, B, rows, MarketLearningSpec(**spec), shift)
+def made(world: MarketWorld, rows: str = "stations", **spec: Any) -> MarketVecEnv:
+    """Plain EUR, nothing shifted."""
+    preset = Preset(name="made", problem="market", rows=rows, market=spec, reward_shift=False, reward_scale_per_eur=1.0)
+    env = MarketVecEnv(world, B, preset)
     env.seed(3)
     return env
 
@@ -106,12 +108,12 @@ def test_one_controller_decides_on_storage_and_asks_stand_at_the_least(world: Ma
     np.testing.assert_array_equal(wanted.ask_eur_per_kwh, np.repeat(ask_band(world, state)[0][:, None], S, axis=1))
     _, outcome = step(world, state, wanted)
     reward = env.step(action)[1]
-    np.testing.assert_allclose(reward, outcome.profit_eur.sum(axis=1), rtol=1e-5)
+    np.testing.assert_allclose(reward, -outcome.community_eur, rtol=1e-5)
 
 
 def test_one_station_learns_among_stations_that_play_a_rule(world: MarketWorld) -> None:
     env = made(world, by_size=False, station=world.stations.name[5])
-    k = env.station
+    k = 5
     assert env.reset().shape[0] == B
     state, action = env.batch.running(), numbers(B, 2)
     rule = make_rule("dp_truthful", "market").decide(MarketStage(world, state))
@@ -140,7 +142,7 @@ def test_a_day_ends_with_its_sums(world: MarketWorld) -> None:
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ({"station": "station_99"}, "market.station must be one of .*got 'station_99'"),
+        ({"station": "station_99"}, "station must be one of .*got 'station_99'"),
         ({"station": "first", "others": "dp_truthfull"}, "did you mean 'dp_truthful'"),
     ],
 )

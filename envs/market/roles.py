@@ -1,0 +1,152 @@
+"""Who acts in an environment: one controller of all storages, or one station among others that play a rule.
+
+A role stands between a batch of the market and an environment's own spaces: numbers in [-1, 1] to wishes and asks, what
+all stations observe to what the actor sees, a slot to its reward. Views for one and for many environments share it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from gymnasium import spaces
+
+from evcs_gym.envs.errors import ConfigError
+from evcs_gym.envs.market.batch import MarketBatch, MarketBatchStep
+from evcs_gym.envs.market.core import MarketAction, MarketOutcome, MarketWorld
+from evcs_gym.envs.market.observation import action_space, observation_space
+from evcs_gym.envs.market.play import Rule, community_reward_eur, slot_terms, truthful
+from evcs_gym.envs.types import FloatArray
+
+
+class Role(Protocol):
+    """See the module."""
+
+    @property
+    def spaces(self) -> tuple[spaces.Box, spaces.Box]:
+        """Of observation and action of one environment."""
+        ...
+
+    @property
+    def action_meaning(self) -> str:
+        """What the numbers of an action are, for complaints."""
+        ...
+
+    def market_action(self, batch: MarketBatch, action: FloatArray) -> MarketAction:
+        """Wishes and asks of all stations, (B, S), of actions (B, ...)."""
+        ...
+
+    def seen(self, observation: np.ndarray) -> np.ndarray:
+        """The actor's part of observations (B, S, F)."""
+        ...
+
+    def reward_eur(self, batch: MarketBatch, done: MarketBatchStep) -> FloatArray:
+        """Reward of a slot, (B,)."""
+        ...
+
+    def terms(self, outcome: MarketOutcome) -> Mapping[str, np.ndarray]:
+        """Named numbers of a slot that the actor is told, (B,) or (B, S)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Central:
+    """One controller of the storages of all stations; asks stand at the export price. Its reward is minus what the
+    community pays."""
+
+    n_stations: int
+    action_meaning: str = "the storage of each station"
+
+    @property
+    def spaces(self) -> tuple[spaces.Box, spaces.Box]:
+        """Observation (S, F), action (S,)."""
+        return observation_space(self.n_stations), action_space(self.n_stations)
+
+    def market_action(self, batch: MarketBatch, action: FloatArray) -> MarketAction:
+        """See `Role`."""
+        return batch.market_action(np.stack([action, np.full_like(action, -1.0)], axis=-1))
+
+    def seen(self, observation: np.ndarray) -> np.ndarray:
+        """All stations."""
+        return observation
+
+    def reward_eur(self, batch: MarketBatch, done: MarketBatchStep) -> FloatArray:
+        """See `Role`."""
+        return community_reward_eur(batch.world, done.before, done.outcome, batch.reward_shift)
+
+    def terms(self, outcome: MarketOutcome) -> Mapping[str, np.ndarray]:
+        """Sums over the stations, and what each did."""
+        return {**slot_terms(outcome), **{f"station_{name}": getattr(outcome, name) for name in _OWN}}
+
+
+_OWN = ("profit_eur", "position_kw", "storage_kw", "accepted_kw", "cap_kw")
+
+
+@dataclass(frozen=True)
+class Bidder:
+    """One station that decides on storage and ask; the others play a rule. Its reward is its own profit, or a mix with
+    that of all stations where the batch says so."""
+
+    station: int
+    others: Rule = truthful
+    action_meaning: str = "storage power and ask"
+
+    @property
+    def spaces(self) -> tuple[spaces.Box, spaces.Box]:
+        """Observation (F,), action (2,)."""
+        return observation_space(None), action_space(2)
+
+    def market_action(self, batch: MarketBatch, action: FloatArray) -> MarketAction:
+        """See `Role`."""
+        theirs = self.others(batch.view(), batch.plan)
+        numbers = np.zeros((batch.n_rows, batch.world.n_stations, 2))
+        numbers[:, self.station] = action
+        mine = batch.market_action(numbers)
+        storage, ask = theirs.storage_kw.copy(), theirs.ask_eur_per_kwh.copy()
+        storage[:, self.station] = mine.storage_kw[:, self.station]
+        ask[:, self.station] = mine.ask_eur_per_kwh[:, self.station]
+        return MarketAction(storage, ask)
+
+    def seen(self, observation: np.ndarray) -> np.ndarray:
+        """The station's own."""
+        return observation[:, self.station]
+
+    def reward_eur(self, batch: MarketBatch, done: MarketBatchStep) -> FloatArray:
+        """See `Role`."""
+        return done.reward_eur[:, self.station]
+
+    def terms(self, outcome: MarketOutcome) -> Mapping[str, np.ndarray]:
+        """The station's own, and what the market published."""
+        return own_terms(outcome, self.station)
+
+
+def bidder(world: MarketWorld, station: int | str, others: Rule = truthful) -> Bidder:
+    """The role of a station, by number or name.
+
+    Raises:
+        ConfigError: no such station; others that are no rule.
+    """
+    names = world.stations.name
+    if isinstance(station, str) and station in names:
+        station = names.index(station)
+    if isinstance(station, (str, bool)) or not 0 <= station < len(names):
+        raise ConfigError(f"station must be one of {', '.join(names)} or a number 0..{len(names) - 1}, got {station!r}")
+    if not callable(others):
+        raise ConfigError(
+            "others must be a rule, a function of view and plans to a MarketAction "
+            f"(evcs_gym.baselines.rules_market.MARKET_RULES holds some by name), got {others!r}"
+        )
+    return Bidder(int(station), others)
+
+
+def own_terms(outcome: MarketOutcome, station: int) -> dict[str, np.ndarray]:
+    """What one station is told of a slot, (B,): its own money and powers, and what the market published."""
+    quantities = ("position_kw", "storage_kw", "curtailed_kw", "unserved_kw", "accepted_kw", "held_kw", "moved_kw")
+    told = {name: getattr(outcome, name)[:, station] for name in (*quantities, "cap_kw", "ask_eur_per_kwh")}
+    return {
+        "profit_eur": outcome.profit_eur[:, station],
+        **{name: values[:, station] for name, values in outcome.terms._asdict().items()},
+        **told,
+        "price_eur_per_kwh": outcome.price_eur_per_kwh,
+        "volume_kw": outcome.volume_kw,
+    }
