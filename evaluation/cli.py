@@ -219,6 +219,31 @@ def solve(
 
 
 @app.command()
+def bounds(
+    days: Annotated[int, typer.Option(min=1, help="How many days: the seeds 0 to N-1.")] = 20,
+    random: Annotated[int, typer.Option(min=0, help="How many random policies beside the rules.")] = 3,
+    split: SplitName = Split.test,
+    scenario: ScenarioName = None,
+    as_json: Json = False,
+) -> None:
+    """Try to break the proven bound of the market: rules, random policies and shaken exact plans on many days."""
+    from evcs_gym.evaluation.bounds import bound_margins
+
+    world = _load_scenario(scenario or DEFAULT_SCENARIOS["market"])
+    with _quiet_stdout(), _StageProgress(console=_stderr()) as progress:
+        rows = bound_margins(
+            world, days, split.value, random, lambda done, total: progress.show("playing days", done, total)
+        )
+    if as_json:
+        _print_json({"scenario": world.name, "split": split.value, "rows": [row.as_dict() for row in rows]})
+    else:
+        shown = ("policy", "operator", "cost_eur", "bound_eur", "least_eur", "n_below", "n_capped_slots")
+        _stdout().print(_table_of([{name: getattr(row, name) for name in shown} for row in rows]))
+    if any(row.n_below for row in rows):
+        raise typer.Exit(1)
+
+
+@app.command()
 def train(
     preset: Annotated[str, typer.Argument(help="Name of a shipped preset or path of a YAML file.")],
     settings: Annotated[

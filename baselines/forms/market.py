@@ -10,6 +10,10 @@ Variables, all in finite boxes (a proven bound charges reduced costs over them),
 A storage that charges and discharges at once only loses: what it burns could be curtailed, or not bought, for less. So
 the linear programme needs no direction. (C) is linear too: with N = Q - D, what the community pays in a slot is
 import max(0, -N) - (export + fee) max(0, N) + fee Q, convex since export + fee < import.
+
+That is the programme of the bound: every policy is in it. ``exact`` adds what the environment does without operator,
+with binaries where it matters, so that its optimum is the best plan that can be played: nobody discharges below the
+least energy, and only where a connection is full, after the storage has moved, sun is curtailed or drivers wait.
 """
 
 from collections.abc import Sequence
@@ -21,7 +25,7 @@ import pyomo.environ as pyo
 from pyomo.core.expr.numeric_expr import LinearExpression
 
 from evcs_gym.baselines.problems.market import MarketProblem
-from evcs_gym.envs.types import FloatArray
+from evcs_gym.envs.types import BoolArray, FloatArray
 from evcs_gym.envs.units import SLOT_H
 
 Terms = list[tuple[FloatArray, list[Any]]]
@@ -39,8 +43,8 @@ class MarketForm:
     unserved: list[Any]
 
 
-def market(problem: MarketProblem) -> MarketForm:
-    """min (C) subject to (S1)-(S3), the limits of storage and connection; no network."""
+def market(problem: MarketProblem, exact: bool = False) -> MarketForm:
+    """min (C) subject to (S1)-(S3), the limits of storage and connection; no network. See the module for ``exact``."""
     model = pyo.ConcreteModel(name="market")
     model.slots, model.stations = range(problem.n_slots), range(len(problem.stations))
     _add_variables(model, problem)
@@ -48,6 +52,10 @@ def market(problem: MarketProblem) -> MarketForm:
     s2_position(model, problem)
     m1_offered(model)
     m4_utility(model)
+    if exact:
+        s1_least_energy(model, problem)
+        n3_storage_before_sun(model, problem)
+        n3_storage_before_drivers(model, problem)
     terms = [*c_trade(model, problem), *s3_missing(model, problem), *s4_wear_and_unserved(model, problem)]
     model.cost_eur = pyo.Objective(expr=_linear(terms))
     return MarketForm(
@@ -156,6 +164,89 @@ def m4_utility(model: pyo.ConcreteModel) -> None:
         return _row(0.0, 0.0, [1.0, -1.0, *[1.0] * len(positions)], [m.imported_kw[t], m.exported_kw[t], *positions])
 
     model.m4_utility = pyo.Constraint(model.slots, rule=row)
+
+
+def s1_least_energy(model: pyo.ConcreteModel, problem: MarketProblem) -> None:
+    """(S1) as executed: a storage that discharges ends the slot at its least energy or above."""
+    own, floor, power = problem.stations, problem.floor_kwh, problem.stations.storage_kw.tolist()
+    cells = [(t, n) for t in model.slots for n in model.stations if floor[t + 1, n] < own.energy_min_kwh[n]]
+    drop = (own.energy_min_kwh - floor).tolist()
+    model.discharging = pyo.Var(cells, domain=pyo.Binary)
+
+    def only_then(m: Any, t: int, n: int) -> Any:
+        return _row(None, 0.0, [1.0, -power[n]], [m.discharge_kw[t, n], m.discharging[t, n]])
+
+    def above(m: Any, t: int, n: int) -> Any:
+        low = float(floor[t + 1, n])
+        return _row(low, None, [1.0, -drop[t + 1][n]], [m.energy_kwh[t + 1, n], m.discharging[t, n]])
+
+    model.s1_discharging = pyo.Constraint(cells, rule=only_then)
+    model.s1_least_energy = pyo.Constraint(cells, rule=above)
+
+
+def n3_storage_before_sun(model: pyo.ConcreteModel, problem: MarketProblem) -> None:
+    """(N3) at a full connection: sun is curtailed only if the storage charges with all its power, or is full."""
+    own = problem.stations
+    cells = _only_there(model, model.curtailed_kw, problem.pv_kw - problem.ev_kw + own.storage_kw > own.connection_kw)
+    pv, power, full = problem.pv_kw.tolist(), own.storage_kw.tolist(), own.storage_kwh.tolist()
+    model.curtailing = pyo.Var(cells, domain=pyo.Binary)
+    model.full = pyo.Var(cells, domain=pyo.Binary)
+
+    def only_then(m: Any, t: int, n: int) -> Any:
+        return _row(None, 0.0, [1.0, -pv[t][n]], [m.curtailed_kw[t, n], m.curtailing[t, n]])
+
+    def not_out(m: Any, t: int, n: int) -> Any:
+        return _row(None, power[n], [1.0, power[n]], [m.discharge_kw[t, n], m.curtailing[t, n]])
+
+    def all_power(m: Any, t: int, n: int) -> Any:
+        variables = [m.charge_kw[t, n], m.curtailing[t, n], m.full[t, n]]
+        return _row(0.0, None, [1.0, -power[n], power[n]], variables)
+
+    def or_full(m: Any, t: int, n: int) -> Any:
+        variables = [m.energy_kwh[t + 1, n], m.curtailing[t, n], m.full[t, n]]
+        return _row(-full[n], None, [1.0, -full[n], -full[n]], variables)
+
+    for rule in (only_then, not_out, all_power, or_full):
+        setattr(model, f"n3_sun_{rule.__name__}", pyo.Constraint(cells, rule=rule))
+
+
+def n3_storage_before_drivers(model: pyo.ConcreteModel, problem: MarketProblem) -> None:
+    """(N3) at a full connection: drivers wait only if the storage discharges with all its power, or is at its least
+    energy, and then for no more than the connection lacks."""
+    own = problem.stations
+    cells = _only_there(model, model.unserved_kw, problem.ev_kw - problem.pv_kw + own.storage_kw > own.connection_kw)
+    ev, power, limit = problem.ev_kw.tolist(), own.storage_kw.tolist(), own.connection_kw.tolist()
+    full, room = own.storage_kwh.tolist(), (own.storage_kwh - own.energy_min_kwh).tolist()
+    model.waiting = pyo.Var(cells, domain=pyo.Binary)
+    model.empty = pyo.Var(cells, domain=pyo.Binary)
+
+    def only_then(m: Any, t: int, n: int) -> Any:
+        return _row(None, 0.0, [1.0, -ev[t][n]], [m.unserved_kw[t, n], m.waiting[t, n]])
+
+    def connection_full(m: Any, t: int, n: int) -> Any:
+        return _row(None, limit[n], [1.0, 2.0 * limit[n]], [m.position_kw[t, n], m.waiting[t, n]])
+
+    def not_in(m: Any, t: int, n: int) -> Any:
+        return _row(None, power[n], [1.0, power[n]], [m.charge_kw[t, n], m.waiting[t, n]])
+
+    def all_power(m: Any, t: int, n: int) -> Any:
+        variables = [m.discharge_kw[t, n], m.waiting[t, n], m.empty[t, n]]
+        return _row(0.0, None, [1.0, -power[n], power[n]], variables)
+
+    def or_empty(m: Any, t: int, n: int) -> Any:
+        variables = [m.energy_kwh[t + 1, n], m.waiting[t, n], m.empty[t, n]]
+        return _row(None, full[n] + room[n], [1.0, room[n], room[n]], variables)
+
+    for rule in (only_then, connection_full, not_in, all_power, or_empty):
+        setattr(model, f"n3_drivers_{rule.__name__}", pyo.Constraint(cells, rule=rule))
+
+
+def _only_there(model: pyo.ConcreteModel, variable: Any, where: BoolArray) -> list[tuple[int, int]]:
+    """The marked cells (T, S); elsewhere the variable is zero."""
+    for (t, n), entry in variable.items():
+        if not where[t, n]:
+            entry.setub(0.0)
+    return [(t, n) for t in model.slots for n in model.stations if where[t, n]]
 
 
 def c_trade(model: pyo.ConcreteModel, problem: MarketProblem) -> Terms:

@@ -15,7 +15,7 @@ from market_problems import lossless_at_random, lossy_at_random, problem_by_hand
 
 from evcs_gym.baselines import make_rule, optimum
 from evcs_gym.baselines import market as markets
-from evcs_gym.baselines.market import MarketSolution, replay, solve_market, solve_programme
+from evcs_gym.baselines.market import MarketSolution, best_played, replay, solve_market, solve_programme
 from evcs_gym.baselines.policy_market import MarketStage, PlanPolicy
 from evcs_gym.baselines.problems import market as problems
 from evcs_gym.baselines.problems.market import MarketPlan, MarketProblem
@@ -28,8 +28,8 @@ from evcs_gym.envs.market.core import MarketAction, MarketWorld
 from evcs_gym.envs.market.operators import NO_OPERATOR, PRO_RATA
 from evcs_gym.envs.types import FloatArray
 
-ROUNDING_EUR = 1e-9
-"""Sums of a day in two orders differ by less."""
+SOLVER_EUR = 1e-5
+"""What a mixed-integer programme's own tolerances may be worth."""
 LIMIT_S = 60.0
 
 
@@ -77,7 +77,7 @@ def test_a_policy_can_use_a_cap_to_leave_worthless_drivers_waiting_and_stays_abo
     problem = problem_of_row(world, 0)
     served = replace(problem, stations=replace(assets, lost_load_eur_per_kwh=np.full(2, 9.0)))
     assert cost.unserved_kwh[0] > 1000.0
-    assert solve_programme(problem, LIMIT_S).bound_eur <= cost.cost_eur[0] + ROUNDING_EUR
+    assert solve_programme(problem, LIMIT_S).bound_eur <= cost.cost_eur[0]
     assert solve_programme(served, LIMIT_S).bound_eur > cost.cost_eur[0] + 1.0
 
 
@@ -179,16 +179,16 @@ def test_the_network_simplex_of_others_finds_the_same_cost(seed: int) -> None:
 # --- no policy falls below ---------------------------------------------------------------------------------
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(st.integers(0, 10_000))
 def test_no_plan_costs_less_than_the_bound(seed: int) -> None:
     """Losses, least energies, tight connections, worthless drivers."""
     problem, rng = lossy_at_random(seed), np.random.default_rng(seed)
     answer = solve_programme(problem, LIMIT_S)
-    assert problems.cost(problem, answer.plan) >= answer.bound_eur - ROUNDING_EUR
+    assert problems.cost(problem, answer.plan) >= answer.bound_eur
     for size in (80.0, 10.0, 1.0):
         wish = answer.plan.storage_kw + rng.uniform(-size, size, problem.pv_kw.shape)
-        assert problems.cost(problem, problems.executed(problem, wish)) >= answer.bound_eur - ROUNDING_EUR
+        assert problems.cost(problem, problems.executed(problem, wish)) >= answer.bound_eur
 
 
 class Shaken:
@@ -218,14 +218,14 @@ def test_no_rule_and_no_random_policy_falls_below_the_bound(
     rule: str, bounded: Callable[[MarketWorld], tuple[FloatArray, FloatArray]]
 ) -> None:
     """Days on which limits bind, drivers wait and sun is curtailed, with and without operator."""
-    world = city_world(6, rule, seed=3)
+    world = city_world(5, rule, seed=3)
     bound, plans = bounded(world)
     policies: list[Any] = [make_rule(name, "market") for name in rules_of("market")]
-    policies += [Shaken(plans, noise, seed) for seed, noise in enumerate((0.0, 1e-3, 0.05, 0.3, 1.0, 30.0))]
+    policies += [Shaken(plans, noise, seed) for seed, noise in enumerate((0.0, 1e-3, 0.3, 1.0))]
     seen_capped = 0
     for policy, operator in itertools.product(policies, (PRO_RATA, NO_OPERATOR)):
         played = market_rollout(world, policy, operator)
-        assert (played.cost_eur >= bound - ROUNDING_EUR).all()
+        assert (played.cost_eur >= bound).all()
         seen_capped += int(played.n_capped_slots.sum())
     assert seen_capped > 50
     exact = market_rollout(world, PlanPolicy(plans), NO_OPERATOR)
@@ -249,12 +249,12 @@ def test_shipped_days_are_proven_and_replay(city: Scenario, days: list[Day]) -> 
     for day in days[:2]:
         found = optimum(city, day, problem="market", network="none", relative_gap=1e-6, time_limit_s=LIMIT_S)
         again = replay(city, day, found.plan.storage_kw)
-        assert found.status == "optimal"
+        assert (found.status, found.certificate.exact) == ("optimal", False)
         assert found.relative_gap <= 1e-6
         assert again.cost_eur[0] == pytest.approx(found.cost_eur, rel=1e-12)
         assert abs(found.cost_eur - found.lower_bound_eur) <= 1e-6 * found.certificate.scale_eur
         assert found.certificate.replay_relative_error <= 1e-9
-        assert found.certificate.operated_cost_eur >= found.lower_bound_eur - ROUNDING_EUR
+        assert found.certificate.operated_cost_eur >= found.lower_bound_eur
         assert (found.certificate.n_capped_slots > 0) == (found.certificate.n_violations > 0)
 
 
@@ -280,16 +280,93 @@ def test_without_time_the_storages_rest_and_the_bound_is_weak_but_true(
     assert found.relative_gap > 0.1
 
 
-def test_a_gap_that_the_environment_opens_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Worthless drivers again, as a whole day."""
-    world = small_world(stations(1, lost_load_eur_per_kwh=0.01), ev_kw=40.0)
+# --- plans that can be played ------------------------------------------------------------------------------
+
+
+def played_best(problem: MarketProblem, gap_eur: float = 0.0) -> markets.MarketAnswer:
+    return best_played(problem, solve_programme(problem, LIMIT_S), gap_eur, LIMIT_S)
+
+
+def test_a_full_connection_moves_the_storage_before_it_curtails_and_the_exact_programme_knows() -> None:
+    """120 kW of sun behind 60 kW. The bound curtails 60 kW and spares the storage its wear of 0.03 each way; the
+    environment charges 50 kW first, and then they are sold, as a wear of 0.03 is less than the 0.04 that they fetch."""
+    problem = problem_by_hand(2, pv_kw=[[120], [0]], connection_kw=60.0, degradation_eur_per_kwh=0.03)
+    bound, exact = solve_programme(problem, LIMIT_S), played_best(problem)
+    assert bound.bound_eur == pytest.approx(-30 * 0.04)
+    assert exact.plan.storage_kw[0, 0] == pytest.approx(50.0)
+    assert exact.bound_eur == pytest.approx(-30 * 0.04 + 25 * 0.03 - 25 * (0.04 - 0.03))
+    assert problems.cost(problem, exact.plan) == pytest.approx(exact.bound_eur)
+
+
+def test_a_storage_that_discharges_ends_at_its_least_energy_or_above() -> None:
+    """45 kWh keep 40.5 in the dear slot: 0.5 above the least energy, 4.5 above what self-discharge alone reaches. The
+    5 kWh of cars cost 0.30 each there; what then lacks to 45 kWh is bought at 0.10 in the next slot."""
+    problem = problem_by_hand(
+        2,
+        ev_kw=[[10], [0]],
+        imports=[0.30, 0.10],
+        energy_start_kwh=45.0,
+        energy_min_kwh=40.0,
+        self_discharge_frac=0.1,
+    )
+    bound, exact = solve_programme(problem, LIMIT_S), played_best(problem)
+    assert bound.bound_eur == pytest.approx(0.5 * 0.30 + (45 - 36 * 0.9) * 0.10)
+    assert exact.bound_eur == pytest.approx(4.5 * 0.30 + (45 - 40 * 0.9) * 0.10)
+    assert exact.plan.storage_kw[:, 0] == pytest.approx([-1.0, 18.0])
+    assert problems.cost(problem, exact.plan) == pytest.approx(exact.bound_eur)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_exact_programme_is_the_best_of_all_wishes(seed: int) -> None:
+    """Every wish of multiples of 10 kW, executed as the environment does it."""
+    problem = lossless_at_random(seed, n_slots=2)
+    wishes = itertools.product([-20.0, -10.0, 0.0, 10.0, 20.0], repeat=4)
+    best = min(problems.cost(problem, problems.executed(problem, np.array(wish).reshape(2, 2))) for wish in wishes)
+    exact = played_best(problem)
+    assert exact.bound_eur == pytest.approx(best, abs=1e-7)
+    assert problems.cost(problem, exact.plan) == pytest.approx(best, abs=1e-7)
+
+
+@settings(max_examples=12, deadline=None)
+@given(st.integers(0, 10_000))
+def test_no_wish_costs_less_than_the_exact_programme_and_its_plan_is_played_as_it_stands(seed: int) -> None:
+    problem, rng = lossy_at_random(seed), np.random.default_rng(seed)
+    bound, exact = solve_programme(problem, LIMIT_S), played_best(problem)
+    assert exact.bound_eur >= bound.bound_eur
+    assert problems.cost(problem, exact.plan) == pytest.approx(exact.cost_eur, abs=1e-5)
+    for size in (80.0, 5.0):
+        wish = exact.plan.storage_kw + rng.uniform(-size, size, problem.pv_kw.shape)
+        assert problems.cost(problem, problems.executed(problem, wish)) >= exact.bound_eur - SOLVER_EUR
+
+
+def as_day(world: MarketWorld, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The world's only day as a scenario and a day: nothing else is read."""
     monkeypatch.setattr(markets, "market_world", lambda *_: world)
     monkeypatch.setattr(markets.problems, "problem_of", lambda *_: problem_of_row(world, 0))
-    nothing: Any = None
+    return None
+
+
+def test_a_gap_between_bound_and_plan_is_closed_by_the_exact_programme(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Worthless drivers again, as a whole day: no policy costs less than the bound, no plan less than its own."""
+    nothing = as_day(small_world(stations(1, lost_load_eur_per_kwh=0.01), ev_kw=40.0), monkeypatch)
+    found = solve_market(nothing, nothing)
+    assert (found.status, found.certificate.exact) == ("optimal", True)
+    assert found.cost_eur == pytest.approx(48 * 20 * 0.10, rel=0.1)
+    assert found.certificate.programme_bound_eur == pytest.approx(found.cost_eur, rel=1e-6)
+    assert found.lower_bound_eur == pytest.approx(48 * 20 * 0.01, rel=0.3)
+    assert found.certificate.replay_relative_error < 1e-9
+
+
+def test_a_gap_that_stays_open_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the exact programme the plan is that of the bound, executed."""
+    nothing = as_day(small_world(stations(1, lost_load_eur_per_kwh=0.01), ev_kw=40.0), monkeypatch)
+    monkeypatch.setattr(markets, "best_played", lambda _problem, known, *_: known)
     found = solve_market(nothing, nothing)
     assert found.status == "gap_open"
-    assert found.cost_eur == pytest.approx(48 * 20 * 0.10, rel=0.1)
-    assert found.lower_bound_eur == pytest.approx(48 * 20 * 0.01, rel=0.3)
+    assert found.relative_gap > 0.1
+
+
+# --- refusals ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

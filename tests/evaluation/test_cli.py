@@ -97,12 +97,12 @@ def test_version_is_that_of_the_distribution() -> None:
 
 def test_no_command_shows_the_commands() -> None:
     result = run()
-    for name in ("doctor", "speed", "solve", "train", "watch", "compare", "demo", "scenario", "city"):
+    for name in ("doctor", "speed", "solve", "bounds", "train", "watch", "compare", "demo", "scenario", "city"):
         assert name in result.output
 
 
 def test_every_command_explains_itself() -> None:
-    for name in ("doctor", "speed", "solve", "train", "watch", "compare", "demo", "scenario", "city"):
+    for name in ("doctor", "speed", "solve", "bounds", "train", "watch", "compare", "demo", "scenario", "city"):
         result = run(name, "--help")
         assert result.exit_code == 0
         assert "Usage" in result.output
@@ -231,6 +231,13 @@ def test_traffic_in_a_city_without_roads_is_one_line() -> None:
     result = run("solve", "traffic", "--slot", "3", "--scenario", SCENARIO)
     assert result.exit_code == 2
     assert f"error: {SCENARIO}: stations is no section of this scenario; add roads and stations" in result.stderr
+
+
+def test_the_market_is_solved_in_a_city_with_stations(solved: list[dict[str, Any]]) -> None:
+    assert run("solve", "market", "--network", "none", "--day", "1", "--json").exit_code == 0
+    names = ("problem", "network", "slot", "scenario")
+    assert [solved[0][name] for name in names] == ["market", "none", None, "ieee33_twelve"]
+    assert solved[0]["day"].stations is not None
 
 
 def test_solve_of_several_days_is_a_list(solved: list[dict[str, Any]]) -> None:
