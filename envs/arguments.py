@@ -26,9 +26,10 @@ def checked_action(action: Any, shape: tuple[int, ...], meaning: str) -> FloatAr
         raise DataError(f"the action must be an array of numbers of shape {shape}; {error}") from None
     if values.shape != shape:
         raise DataError(f"the action must have shape {shape} ({meaning}), got {values.shape}")
-    if not np.isfinite(values).all():
+    largest = np.abs(values).max(initial=0.0)
+    if not np.isfinite(largest):
         raise DataError("the action must be finite, got NaN or infinity")
-    if np.abs(values).max(initial=0.0) > 1.0 + 1e-6:
+    if largest > 1.0 + 1e-6:
         worst = values.flat[np.abs(values).argmax()]
         raise DataError(f"the action must lie in [-1, 1], got {worst:.6g}; clip it as Stable-Baselines3 does")
-    return np.clip(values, -1.0, 1.0)  # only the rounding allowed above
+    return np.minimum(np.maximum(values, -1.0), 1.0)  # only the rounding allowed above

@@ -1,4 +1,4 @@
-"""The ``roads`` and ``traffic`` sections of a scenario: roads, demand over the day, how drivers choose."""
+"""The ``roads``, ``traffic`` and ``responsive_demand`` sections of a scenario: roads, demand, how drivers choose."""
 
 import math
 from typing import Annotated, Final, Literal, Self
@@ -6,7 +6,7 @@ from typing import Annotated, Final, Literal, Self
 import numpy as np
 from pydantic import Field, model_validator
 
-from evcs_gym.envs.specs import Frac, Spec
+from evcs_gym.envs.specs import Frac, PricePerKwh, Spec
 from evcs_gym.envs.traffic import Queue, RoadNetwork, load_departures_frac, load_roads
 from evcs_gym.envs.traffic.roads import DEFAULT_B, DEFAULT_POWER
 from evcs_gym.envs.traffic.shipped import MIN_PER_H
@@ -91,6 +91,27 @@ class TrafficSpec(Spec):
     def law(self) -> Queue:
         """Law of the queue as the traffic stage names it."""
         return Queue.ERLANG if self.queue == "erlang_c" else Queue.DAVIDSON
+
+
+class ResponsiveSpec(Spec):
+    """Drivers who answer prices: what stations may ask them, and what it costs a car not to charge here at all.
+
+    relative_gap: to which the equilibrium of a slot is solved within the step.
+    """
+
+    least_retail_eur_per_kwh: PricePerKwh = 0.30
+    largest_retail_eur_per_kwh: PricePerKwh = 0.50
+    outside_eur: Annotated[float, Field(ge=0.0, le=1e4)] = 12.0
+    relative_gap: Annotated[float, Field(gt=0.0, le=0.01)] = 1e-4
+
+    @model_validator(mode="after")
+    def _band(self) -> Self:
+        if not self.least_retail_eur_per_kwh < self.largest_retail_eur_per_kwh:
+            raise ValueError(
+                "least_retail_eur_per_kwh must be below largest_retail_eur_per_kwh, got "
+                f"{self.least_retail_eur_per_kwh} and {self.largest_retail_eur_per_kwh}"
+            )
+        return self
 
 
 def road_network(spec: RoadsSpec) -> RoadNetwork:

@@ -23,7 +23,7 @@ from evcs_gym.envs.grid.devices import Devices
 from evcs_gym.envs.market.auction import PriceRule
 from evcs_gym.envs.network import FeederSpec, check_device_specs, devices_of, feeder_of
 from evcs_gym.envs.network_check import NetworkCheck, check_base_load
-from evcs_gym.envs.road_specs import RoadsSpec, TrafficSpec, road_network, road_profile
+from evcs_gym.envs.road_specs import ResponsiveSpec, RoadsSpec, TrafficSpec, road_network, road_profile
 from evcs_gym.envs.specs import (
     BusName,
     Frac,
@@ -172,6 +172,7 @@ class Scenario(Spec):
     traffic_spec: Annotated[TrafficSpec, Field(alias="traffic")] = TrafficSpec()
     station_specs: Annotated[tuple[StationSpec, ...], Field(alias="stations", min_length=1)] = ()
     market: MarketSpec = MarketSpec()
+    responsive_spec: Annotated[ResponsiveSpec | None, Field(alias="responsive_demand")] = None
 
     @model_validator(mode="after")
     def _worlds(self) -> Self:
@@ -184,6 +185,8 @@ class Scenario(Spec):
                 raise ValueError(f"{missing[0]} is missing; {world} needs {' and '.join(keys)}, or none of {extra} too")
         if "market" in self.model_fields_set and not self.has_stations:
             raise ValueError("stations is missing; market needs roads and stations")
+        if self.responsive_spec is not None and not self.has_stations:
+            raise ValueError("stations is missing; responsive_demand needs roads and stations")
         if not self.has_home_charging and not self.has_stations:
             raise ValueError(
                 "normal_charging or stations is missing; a scenario needs charging_buses and normal_charging, or "
@@ -199,6 +202,8 @@ class Scenario(Spec):
             absent |= {"charging_buses", "fleet", "fleet_spec", "normal_charging", "normal_charging_spec"}
         if not self.has_stations:
             absent |= {"roads", "roads_spec", "traffic", "traffic_spec", "stations", "station_specs", "market"}
+        if self.responsive_spec is None:
+            absent |= {"responsive_demand", "responsive_spec"}
         return {key: value for key, value in handler(self).items() if key not in absent}
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
@@ -241,6 +246,13 @@ class Scenario(Spec):
         if self.roads_spec is None:
             raise self._missing("roads", "roads and stations")
         return self.roads_spec
+
+    @property
+    def responsive_demand(self) -> ResponsiveSpec:
+        """How drivers answer prices. Raises ConfigError for a scenario in which they do not."""
+        if self.responsive_spec is None:
+            raise self._missing("responsive_demand", "responsive_demand")
+        return self.responsive_spec
 
     @cached_property
     def roads(self) -> RoadNetwork:
@@ -382,6 +394,7 @@ def scenario_from_dict(content: dict[str, Any], source: str = "scenario") -> Sce
     if scenario.has_stations:
         check_stations(scenario.station_specs, scenario.feeder, scenario.roads, source)
         day_traffic.check_traffic(scenario, source)
+        _check_retail(scenario, source)
     return scenario
 
 
@@ -402,6 +415,20 @@ def _check_buses(scenario: Scenario, source: str) -> None:
     for bus in scenario.profiles_spec.load_profile_at_bus:
         if bus not in names:
             raise ConfigError(f"{source}: profiles.load_profile_at_bus.{bus} must be a bus of the feeder")
+
+
+def _check_retail(scenario: Scenario, source: str) -> None:
+    """Stations must be able to ask the price at which the days are made."""
+    spec = scenario.responsive_spec
+    if spec is None:
+        return
+    for position, station in enumerate(scenario.station_specs):
+        if not spec.least_retail_eur_per_kwh <= station.retail_eur_per_kwh <= spec.largest_retail_eur_per_kwh:
+            raise ConfigError(
+                f"{source}: stations.{position}.retail_eur_per_kwh must lie in responsive_demand's "
+                f"[{spec.least_retail_eur_per_kwh}, {spec.largest_retail_eur_per_kwh}], "
+                f"got {station.retail_eur_per_kwh}"
+            )
 
 
 def _check_profiles(scenario: Scenario, source: str) -> None:

@@ -18,6 +18,7 @@ from evcs_gym.envs.types import FloatArray
 from evcs_gym.envs.units import DAY_START_HOUR, N_SLOTS, SLOT_H
 from evcs_gym.evaluation.contest import OPTIMUM, Contest, Game, Played, Run
 from evcs_gym.evaluation.records import Kind, MarketResult, MarketTrace, PolicyResult, policy_result
+from evcs_gym.training.market import refuse_answering_drivers
 
 if TYPE_CHECKING:
     from evcs_gym.baselines.market import MarketSolution
@@ -39,6 +40,7 @@ class FirstDay:
 
 
 def _solve(scenario: Scenario, day: Day, relative_gap: float) -> "MarketSolution":
+    refuse_answering_drivers(scenario)
     from evcs_gym.baselines import optimum
 
     return optimum(scenario, day, problem="market", relative_gap=relative_gap)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -142,7 +143,12 @@ def rich_table(comparison: Comparison) -> Table:
     table.title, table.title_justify = Text(headline(comparison)), "left"
     table.add_column("policy", overflow="fold")
     columns = {"EUR/day": "cost", "captured (95 %)": "captured", **_own_columns(comparison)}
-    columns |= {"unmet kWh": "unmet"} if unmet else {}
+    columns |= {"unmet" if comparison.stations else "unmet kWh": "unmet"} if unmet else {}
+    if comparison.stations:
+        table.caption, table.caption_justify = (
+            Text("profit EUR; traded, curtailed, unmet kWh; capped slots; a day"),
+            "left",
+        )
     for name in columns:
         table.add_column(name, justify="right", no_wrap=True)
     styles = {"bound": "dim", "learned": "bold", "clone": "bold"}
@@ -157,7 +163,7 @@ def rich_table(comparison: Comparison) -> Table:
 def _own_columns(comparison: Comparison) -> dict[str, str]:
     """Columns of the terminal's table that depend on the problem: title -> field of `Row`."""
     if comparison.stations:
-        return {"profit": "profit", "traded kWh": "traded", "capped": "capped", "curt. kWh": "curtailed"}
+        return {"profit": "profit", "traded": "traded", "capped": "capped", "curt.": "curtailed"}
     return {"gap": "gap", "viol./day": "violations", "ms/dec.": "ms"}
 
 
@@ -174,13 +180,22 @@ def profit_rows(comparison: Comparison) -> tuple[tuple[str, ...], ...]:
 def profit_table(comparison: Comparison) -> Table:
     """Profit of each station under each policy [EUR/day], for the terminal."""
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, title_style="bold")
-    table.title, table.title_justify = Text("Profit of each station, EUR/day"), "left"
+    common = _common_start(comparison.stations)
+    named = f" ({common}...)" if common else ""
+    table.title, table.title_justify = Text(f"Profit of each station{named}, EUR/day"), "left"
     table.add_column("policy", overflow="fold")
     for station in comparison.stations:
-        table.add_column(Text(station), justify="right")
+        table.add_column(Text(station.removeprefix(common)), justify="right", no_wrap=True)
     for row in profit_rows(comparison):
         table.add_row(*(Text(cell) for cell in row))
     return table
+
+
+def _common_start(names: Sequence[str]) -> str:
+    """Letters with which all names begin; none of a single name, which would be all of it."""
+    if len(names) < 2:
+        return ""
+    return "".join(letters[0] for letters in takewhile(lambda c: len(set(c)) == 1, zip(*names, strict=False)))
 
 
 def headline(comparison: Comparison) -> str:

@@ -149,7 +149,6 @@ def _restore_env(content: Mapping[str, Any], env: RowVecEnv) -> None:
         if values.shape != expected:
             raise ValueError(f"{name} must have shape {expected}, got {values.shape}")
     env.batch.state = type(present)(**stored)
-    env.restored()
     env.batch.rng = np.random.default_rng()
     env.batch.rng.bit_generator.state = json.loads(content["env_rng"])
     env._returns = content["env_returns"].numpy()

@@ -14,10 +14,12 @@ from evcs_gym.baselines.policy_market import MarketPolicy, MarketStage
 from evcs_gym.baselines.registry import make_rule
 from evcs_gym.baselines.score_market import MarketRollout, market_rollout
 from evcs_gym.envs.day import Day
+from evcs_gym.envs.errors import ConfigError
 from evcs_gym.envs.market.batch import MarketBatch, MarketBatchStep
 from evcs_gym.envs.market.core import MarketAction, MarketOutcome, MarketState, MarketWorld
 from evcs_gym.envs.market.observation import action_space, observation_space
 from evcs_gym.envs.market.roles import Bidder, Central, Role, bidder
+from evcs_gym.envs.scenario import Scenario
 from evcs_gym.envs.types import BoolArray, FloatArray
 from evcs_gym.envs.units import SLOT_H
 from evcs_gym.training.config import Preset
@@ -25,6 +27,19 @@ from evcs_gym.training.vec_env import RowVecEnv, SharedPolicy
 
 LEAST_KW: Final = 50.0
 """Storage power below which rewards are not scaled up further, as in observations."""
+
+
+def refuse_answering_drivers(scenario: Scenario) -> None:
+    """Policies are trained and scored on the day's own traffic.
+
+    Raises:
+        ConfigError: a scenario with responsive demand.
+    """
+    if scenario.responsive_spec is not None:
+        raise ConfigError(
+            f"{scenario.name}: responsive_demand must be off where policies of the market are trained or compared "
+            "(bound and captured share are defined without it), got a scenario with it; leave it out"
+        )
 
 
 def role_of(world: MarketWorld, preset: Preset) -> Role | None:
@@ -121,10 +136,6 @@ class MarketVecEnv(RowVecEnv):
     def _infos(self, outcome: MarketOutcome) -> list[dict[str, Any]]:
         profit = outcome.profit_eur[:, self.stations]
         return [{"profit_eur": value} for value in self._row_sum(profit).tolist()]
-
-    def restored(self) -> None:
-        """The stations' own plans belong to the slot that was put in."""
-        self.batch.observe()  # type: ignore[attr-defined]
 
 
 def day_terms(outcome: MarketOutcome) -> dict[str, np.ndarray]:

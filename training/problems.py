@@ -20,7 +20,14 @@ from evcs_gym.envs.market.roles import Bidder
 from evcs_gym.envs.scenario import Scenario
 from evcs_gym.envs.types import FloatArray
 from evcs_gym.training.config import Preset, ProblemName
-from evcs_gym.training.market import MarketVecEnv, market_policy, role_of, traffic_facts, watched_rollout
+from evcs_gym.training.market import (
+    MarketVecEnv,
+    market_policy,
+    refuse_answering_drivers,
+    role_of,
+    traffic_facts,
+    watched_rollout,
+)
 from evcs_gym.training.vec_env import NormalChargingVecEnv, Rows, RowVecEnv, SharedPolicy
 
 
@@ -69,7 +76,13 @@ def _normal_policy(model: Policy, _world: normal.World, preset: Preset) -> Polic
 
 
 def _market_pool(scenario: Scenario, split: str, n_days: int) -> MarketWorld:
+    refuse_answering_drivers(scenario)
     return load_market_pool(scenario, split, n_days)
+
+
+def _market_world(scenario: Scenario, days: Sequence[Day]) -> MarketWorld:
+    refuse_answering_drivers(scenario)
+    return market_world(scenario, days)
 
 
 def _market_env(world: MarketWorld, n_envs: int, preset: Preset) -> MarketVecEnv:
@@ -86,12 +99,13 @@ def _market_judge(world: MarketWorld, policy: MarketPolicy, preset: Preset) -> J
 
 
 def _market_references(scenario: Scenario, split: str, seeds: Sequence[int]) -> References:
+    refuse_answering_drivers(scenario)
     return references(scenario, split, seeds, problem="market")
 
 
 PROBLEMS: dict[ProblemName, Problem] = {
     "normal_charging": Problem(load_pool, normal.make_world, _normal_env, _normal_judge, references, _normal_policy),
     "market": Problem(
-        _market_pool, market_world, _market_env, _market_judge, _market_references, market_policy, traffic_facts
+        _market_pool, _market_world, _market_env, _market_judge, _market_references, market_policy, traffic_facts
     ),
 }

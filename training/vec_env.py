@@ -111,9 +111,6 @@ class RowVecEnv(VecEnv, ABC):
     def _infos(self, outcome: Any) -> list[dict[str, Any]]:
         """True EUR of the slot for every row."""
 
-    def restored(self) -> None:
-        """Called when a state was put into the batch from outside."""
-
     def _by_row(self, values: np.ndarray) -> np.ndarray:
         """(n, A, ...) to rows."""
         return values.reshape(-1, *values.shape[2:]) if self.shared else values

@@ -64,7 +64,7 @@ class MarketBatch:
         self.team_frac, self.reward_shift, self.residual = check_team_frac(team_frac), reward_shift, residual
         self.rng = np.random.default_rng()
         self.state: MarketState | None = None
-        self._plan: OwnPlan | None = None
+        self._planned: tuple[MarketState, OwnPlan] | None = None
 
     def running(self) -> MarketState:
         """The present state; refused before the first reset."""
@@ -75,9 +75,15 @@ class MarketBatch:
     @property
     def plan(self) -> OwnPlan:
         """The stations' own plans in the present slot."""
-        if self._plan is None:  # a state that was put in from outside
-            self._plan, _ = look(self.world, self.running())
-        return self._plan
+        if self._planned is not None and self._planned[0] is self.running():
+            return self._planned[1]
+        return self._look()[0]  # a state that was put in from outside
+
+    def _look(self) -> tuple[OwnPlan, np.ndarray]:
+        state = self.running()
+        plan, seen = look(self.world, state)
+        self._planned = (state, plan)
+        return plan, seen
 
     def view(self) -> MarketView:
         """What policies may know now."""
@@ -85,8 +91,7 @@ class MarketBatch:
 
     def observe(self) -> np.ndarray:
         """Observation of the present slot, (B, S, F)."""
-        self._plan, seen = look(self.world, self.running())
-        return seen
+        return self._look()[1]
 
     def reset(self, seed: int | list[int | None] | None = None, rows: BoolArray | None = None) -> np.ndarray:
         """Start new days, in all rows or in the marked ones; observation (B, S, F)."""

@@ -16,7 +16,7 @@ from evcs_gym.envs.grid.powerflow import PHASE_UNIT
 from evcs_gym.envs.grid.simd import LANES
 from evcs_gym.envs.market import core_kernels as kernels
 from evcs_gym.envs.market.auction import check_asks
-from evcs_gym.envs.market.core_kernels import MarketDays, MarketRules, Terms
+from evcs_gym.envs.market.core_kernels import Demand, MarketDays, MarketRules, Terms
 from evcs_gym.envs.market.features import Features
 from evcs_gym.envs.market.operators import PRO_RATA, Grid, Operator, empty_answer, refuse_faults
 from evcs_gym.envs.market.station import Assets
@@ -101,12 +101,13 @@ class MarketAction:
 class MarketOutcome:
     """What happened in the slot.
 
-    (B, S): position_kw, storage_kw (executed), curtailed_kw, unserved_kw, accepted_kw and payment_eur_per_h of the
-    clearing that stands, held_kw kept in storage because it was not sold (M6), moved_kw that caps moved into or out of
-    storage, cap_kw, ask_eur_per_kwh, terms in EUR. (B,): price_eur_per_kwh, volume_kw, community_eur, factor and
-    n_extra_flows of the operator, converged, loss_kw of the network. voltage_pu (B, N, P).
+    (B, S): ev_kw that drivers asked for, position_kw, storage_kw (executed), curtailed_kw, unserved_kw, accepted_kw,
+    payment_eur_per_h of the clearing that stands, held_kw kept in storage because it was not sold (M6), moved_kw that
+    caps moved into or out of storage, cap_kw, ask_eur_per_kwh, terms in EUR. (B,): price_eur_per_kwh, volume_kw,
+    community_eur, factor and n_extra_flows of the operator, converged, loss_kw of the network. voltage_pu (B, N, P).
     """
 
+    ev_kw: FloatArray
     position_kw: FloatArray
     storage_kw: FloatArray
     curtailed_kw: FloatArray
@@ -134,12 +135,17 @@ class MarketOutcome:
 
 
 def step(
-    world: MarketWorld, state: MarketState, action: MarketAction, operator: Operator = PRO_RATA
+    world: MarketWorld,
+    state: MarketState,
+    action: MarketAction,
+    operator: Operator = PRO_RATA,
+    demand: Demand | None = None,
 ) -> tuple[MarketState, MarketOutcome]:
     """One slot of the market, pure: traffic (of the day) -> stations -> auction -> operator -> grid -> reward.
 
     Args:
         operator: `PRO_RATA` holds the stations to the network's limits, `NO_OPERATOR` lets every position pass.
+        demand: what drivers ask for; by default the day's. `evcs_gym.envs.market.responsive` lets them answer prices.
 
     Returns:
         The state of the next slot, and what happened.
@@ -153,7 +159,8 @@ def step(
     hand, answer = kernels.empty_hand(n_rows, n_stations), empty_answer(n_rows, n_stations, len(world.feeder))
     terms, community = kernels.empty_terms(n_rows, n_stations), np.empty(n_rows)
     energy, at = np.empty_like(state.energy_kwh), state.day * N_SLOTS + state.slot
-    known = (world.days, world.assets, world.rules, state.day, state.slot, state.energy_kwh)
+    drivers = prepared_demand(world, state) if demand is None else demand
+    known = (world.days, world.assets, world.rules, state.day, state.slot, state.energy_kwh, drivers)
 
     def rows(first: int, stop: int) -> None:
         # stations' positions, first clearing, what is not sold stays in the storage
@@ -168,6 +175,7 @@ def step(
     refuse_faults(answer)
     outcome = MarketOutcome(
         **hand._asdict(),
+        ev_kw=drivers.ev_kw,
         cap_kw=answer.cap_kw,
         ask_eur_per_kwh=ask,
         terms=terms,
@@ -179,6 +187,12 @@ def step(
         loss_kw=answer.loss_pu * PHASE_BASE_KVA,
     )
     return _advanced(world, state, energy, outcome), outcome
+
+
+def prepared_demand(world: MarketWorld, state: MarketState) -> Demand:
+    """What drivers ask for in the state's slot at the stations' own retail prices: the day's traffic."""
+    retail = np.array(world.assets.retail_eur_per_kwh, ndmin=2)
+    return Demand(np.array(world.days.ev_kw[state.day, state.slot], order="C"), retail)
 
 
 def _advanced(world: MarketWorld, state: MarketState, energy_kwh: FloatArray, outcome: MarketOutcome) -> MarketState:

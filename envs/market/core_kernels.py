@@ -53,6 +53,13 @@ class MarketRules(NamedTuple):
     export_fee_eur_per_kwh: float
 
 
+class Demand(NamedTuple):
+    """What drivers ask for in the slot: ev_kw (B, S), and the price that they pay, (B, S) or one row for all."""
+
+    ev_kw: FloatArray
+    retail_eur_per_kwh: FloatArray
+
+
 class Hand(NamedTuple):
     """What the kernels of one step pass on, (B, S) and (B,): see `MarketOutcome`."""
 
@@ -104,6 +111,7 @@ def offer_rows(
     day: IntArray,
     slot: IntArray,
     energy_kwh: FloatArray,
+    demand: Demand,
     wish_kw: FloatArray,
     ask: FloatArray,
     hand: Hand,
@@ -115,7 +123,7 @@ def offer_rows(
         for n in range(wish_kw.shape[1]):
             least, largest = power_interval(energy_kwh[row, n], assets, n)
             done = dispatch(
-                days.pv_kw[d, t, n], days.ev_kw[d, t, n], wish_kw[row, n], least, largest, assets.connection_kw[n]
+                days.pv_kw[d, t, n], demand.ev_kw[row, n], wish_kw[row, n], least, largest, assets.connection_kw[n]
             )
             _put(hand, row, n, done)
         _clear(days, rules, d, t, row, ask, order, hand)
@@ -138,6 +146,7 @@ def settle_rows(
     day: IntArray,
     slot: IntArray,
     energy_kwh: FloatArray,
+    demand: Demand,
     ask: FloatArray,
     cap_kw: FloatArray,
     hand: Hand,
@@ -159,19 +168,19 @@ def settle_rows(
             hand.moved_kw[row, n] = hand.storage_kw[row, n] - before
         if capped:
             _clear(days, rules, d, t, row, ask, order, hand)
-        supply, demand, other_eur = 0.0, 0.0, 0.0
+        supply, wanted, other_eur = 0.0, 0.0, 0.0
         for n in range(ask.shape[1]):
             now = next_energy(energy_kwh[row, n], hand.storage_kw[row, n], assets, n)
             next_energy_kwh[row, n] = now
             largest_import = days.largest_import_eur_per_kwh[d] if t == N_SLOTS - 1 else 0.0
             terms.missing_eur[row, n] = -missing_cost_eur(now, largest_import, assets, n)
-            _charge(days, assets, d, t, row, n, hand, terms)
+            _charge(days, assets, demand, d, t, row, n, hand, terms)
             supply += max(hand.position_kw[row, n], 0.0)
-            demand += max(-hand.position_kw[row, n], 0.0)
+            wanted += max(-hand.position_kw[row, n], 0.0)
             other_eur -= terms.degradation_eur[row, n] + terms.unserved_eur[row, n] + terms.missing_eur[row, n]
-        bought = days.import_eur_per_kwh[d, t] * max(demand - supply, 0.0)
-        sold = days.export_eur_per_kwh[d, t] * max(supply - demand, 0.0)
-        fees = rules.network_fee_eur_per_kwh * min(supply, demand)
+        bought = days.import_eur_per_kwh[d, t] * max(wanted - supply, 0.0)
+        sold = days.export_eur_per_kwh[d, t] * max(supply - wanted, 0.0)
+        fees = rules.network_fee_eur_per_kwh * min(supply, wanted)
         community_eur[row] = SLOT_H * (bought - sold + fees) + other_eur
 
 
@@ -193,11 +202,14 @@ def _clear(
 
 
 @njit(cache=True, nogil=True)
-def _charge(days: MarketDays, assets: Assets, d: int, t: int, row: int, n: int, hand: Hand, terms: Terms) -> None:
+def _charge(
+    days: MarketDays, assets: Assets, demand: Demand, d: int, t: int, row: int, n: int, hand: Hand, terms: Terms
+) -> None:
     """What the slot brought station ``n``."""
     rest = hand.position_kw[row, n] - hand.accepted_kw[row, n]
-    served = days.ev_kw[d, t, n] - hand.unserved_kw[row, n]
-    terms.ev_income_eur[row, n] = SLOT_H * assets.retail_eur_per_kwh[n] * served  # (S4) income
+    served = demand.ev_kw[row, n] - hand.unserved_kw[row, n]
+    retail = demand.retail_eur_per_kwh[row if demand.retail_eur_per_kwh.shape[0] > 1 else 0, n]
+    terms.ev_income_eur[row, n] = SLOT_H * retail * served  # (S4) income
     terms.export_eur[row, n] = SLOT_H * days.export_eur_per_kwh[d, t] * max(rest, 0.0)  # (S4) export
     terms.import_eur[row, n] = SLOT_H * days.import_eur_per_kwh[d, t] * min(rest, 0.0)  # (S4) import
     terms.trade_eur[row, n] = -SLOT_H * hand.payment_eur_per_h[row, n]  # (S4) trade

@@ -12,7 +12,7 @@ from evcs_gym.envs.day import Day
 from evcs_gym.envs.errors import ConfigError
 from evcs_gym.envs.market.env import FRAMES_PER_S, RENDER_MODES, OneMarket, checked_render_mode, row_terms
 from evcs_gym.envs.market.observation import action_space, observation_space
-from evcs_gym.envs.market.roles import own_terms
+from evcs_gym.envs.market.play import published_terms, station_terms
 from evcs_gym.envs.market.view import MarketView, OwnPlan
 from evcs_gym.envs.scenario import Scenario
 
@@ -111,12 +111,16 @@ class StationsEnv(ParallelEnv[str, np.ndarray, np.ndarray]):  # type: ignore[mis
         self.market.refuse_ended()
         if set(actions) != set(self.agents):
             raise ConfigError(f"actions must be given for {', '.join(self.agents)}, got {', '.join(map(str, actions))}")
-        numbers = [checked_action(actions[agent], (2,), f"storage power and ask of {agent}") for agent in self.agents]
-        batch = self.market.batch
-        done = self.market.play(batch.market_action(np.array(numbers)[None]))
+        numbers = np.array([checked_action(actions[a], (2,), f"storage power and ask of {a}") for a in self.agents])
+        done = self.market.play(self.market.batch.market_action(numbers[None]))
         ended = bool(done.ended[0])
         rewards = self._each(done.reward_eur[0].tolist())
-        infos = {agent: row_terms(own_terms(done.outcome, n), 0) for n, agent in enumerate(self.agents)}
+        public = row_terms(published_terms(done.outcome), 0)
+        own = {name: values[0].tolist() for name, values in station_terms(done.outcome).items()}
+        infos = {
+            agent: {**{name: values[n] for name, values in own.items()}, **public}
+            for n, agent in enumerate(self.agents)
+        }
         terminated, truncated = dict.fromkeys(self.agents, ended), dict.fromkeys(self.agents, False)
         if ended:
             self.agents = []

@@ -81,22 +81,36 @@ def check_team_frac(team_frac: float) -> float:
 
 def slot_terms(outcome: MarketOutcome) -> dict[str, np.ndarray]:
     """Named terms of a slot, one number per environment (B,): sums over stations in EUR and kW, what was published."""
-    terms = {name: values.sum(axis=1) for name, values in outcome.terms._asdict().items()}
+    money = np.array(outcome.terms).sum(axis=2)
+    names = ("curtailed_kw", "unserved_kw", "moved_kw", "held_kw")
+    power = np.array([getattr(outcome, name) for name in names]).sum(axis=2)
     return {
         "community_eur": outcome.community_eur,
-        "profit_eur": outcome.profit_eur.sum(axis=1),
-        **terms,
+        "profit_eur": money.sum(axis=0),
+        **dict(zip(outcome.terms._fields, money, strict=True)),
         "price_eur_per_kwh": outcome.price_eur_per_kwh,
         "volume_kw": outcome.volume_kw,
-        "curtailed_kw": outcome.curtailed_kw.sum(axis=1),
-        "unserved_kw": outcome.unserved_kw.sum(axis=1),
-        "moved_kw": outcome.moved_kw.sum(axis=1),
-        "held_kw": outcome.held_kw.sum(axis=1),
+        **dict(zip(names, power, strict=True)),
         "factor": outcome.factor,
         "lowest_voltage_pu": lowest_voltage_pu(outcome),
         "loss_kw": outcome.loss_kw,
         "converged": outcome.converged,
     }
+
+
+def station_terms(outcome: MarketOutcome) -> dict[str, np.ndarray]:
+    """What each station is told of a slot of its own, (B, S): money and powers."""
+    told = ("position_kw", "storage_kw", "curtailed_kw", "unserved_kw", "accepted_kw", "held_kw", "moved_kw", "cap_kw")
+    return {
+        "profit_eur": outcome.profit_eur,
+        **outcome.terms._asdict(),
+        **{name: getattr(outcome, name) for name in (*told, "ask_eur_per_kwh")},
+    }
+
+
+def published_terms(outcome: MarketOutcome) -> dict[str, np.ndarray]:
+    """What all stations are told of a slot, (B,)."""
+    return {"price_eur_per_kwh": outcome.price_eur_per_kwh, "volume_kw": outcome.volume_kw}
 
 
 def lowest_voltage_pu(outcome: MarketOutcome) -> FloatArray:

@@ -15,7 +15,7 @@ from evcs_gym.envs.errors import ConfigError
 from evcs_gym.envs.market.batch import MarketBatch, MarketBatchStep
 from evcs_gym.envs.market.core import MarketAction, MarketOutcome, MarketWorld
 from evcs_gym.envs.market.observation import action_space, observation_space
-from evcs_gym.envs.market.play import Rule, community_reward_eur, slot_terms, truthful
+from evcs_gym.envs.market.play import Rule, community_reward_eur, published_terms, slot_terms, station_terms, truthful
 from evcs_gym.envs.types import FloatArray
 
 
@@ -117,7 +117,8 @@ class Bidder:
 
     def terms(self, outcome: MarketOutcome) -> Mapping[str, np.ndarray]:
         """The station's own, and what the market published."""
-        return own_terms(outcome, self.station)
+        own = {name: values[:, self.station] for name, values in station_terms(outcome).items()}
+        return {**own, **published_terms(outcome)}
 
 
 def bidder(world: MarketWorld, station: int | str, others: Rule = truthful) -> Bidder:
@@ -137,16 +138,3 @@ def bidder(world: MarketWorld, station: int | str, others: Rule = truthful) -> B
             f"(evcs_gym.baselines.rules_market.MARKET_RULES holds some by name), got {others!r}"
         )
     return Bidder(int(station), others)
-
-
-def own_terms(outcome: MarketOutcome, station: int) -> dict[str, np.ndarray]:
-    """What one station is told of a slot, (B,): its own money and powers, and what the market published."""
-    quantities = ("position_kw", "storage_kw", "curtailed_kw", "unserved_kw", "accepted_kw", "held_kw", "moved_kw")
-    told = {name: getattr(outcome, name)[:, station] for name in (*quantities, "cap_kw", "ask_eur_per_kwh")}
-    return {
-        "profit_eur": outcome.profit_eur[:, station],
-        **{name: values[:, station] for name, values in outcome.terms._asdict().items()},
-        **told,
-        "price_eur_per_kwh": outcome.price_eur_per_kwh,
-        "volume_kw": outcome.volume_kw,
-    }

@@ -25,6 +25,8 @@ _GOOD_STEP = 0.25
 """A shift ends when the difference of the costs has fallen to this share."""
 _SWEEPS_PER_ROW = 6000
 """Rounds over all pairs of a row before it is given up."""
+_MISSED_SHARE = 0.2
+"""Share of the tolerated excess from which a path that is not known is missed; below it the known ones will do."""
 _IDLE_SHARE = 1e-3
 """Pairs below this share of the mean excess aimed at are passed over, but for every fourth sweep."""
 
@@ -504,6 +506,29 @@ def sweeps(
     return n_sweeps, total
 
 
+@njit(cache=True, nogil=True)
+def _missed(
+    graph: GraphArrays,
+    demand: FloatArray,
+    pair_start: IntArray,
+    path_start: IntArray,
+    path_resource: IntArray,
+    cost: FloatArray,
+    distance: FloatArray,
+    wanted: BoolArray,
+    n_pairs: int,
+) -> float:
+    """Excess cost of the best flows on the known paths because of shorter paths that are not known."""
+    missed = 0.0
+    for i in range(n_pairs):
+        if wanted[i]:
+            cheapest = np.inf
+            for q in range(pair_start[i], pair_start[i + 1]):
+                cheapest = min(cheapest, path_cost(q, path_start, path_resource, cost))
+            missed += demand[i] * (cheapest - distance[graph.pair_origin[i], graph.pair_destination[i]])
+    return missed
+
+
 # --- many demands on one graph -----------------------------------------------------------------------------
 
 
@@ -602,14 +627,16 @@ def balance_rows(
                 gap[b] = excess / (excess + least) if excess + least > 0.0 else 0.0
                 if gap[b] <= tolerance:
                     break
-                for i in range(n_pairs):
-                    wants[b] = wants[b] or wanted[i]
+                missed = _missed(
+                    graph, demand[b], pair_start, path_start, path_resource, cost, distance, wanted, n_pairs
+                )
+                wants[b] = missed > _MISSED_SHARE * tolerance * (excess + least)
                 if wants[b] or n_left <= 0:
                     break
             total = 0.0
             for r in range(n_resources):
                 total += flow[b, r] * cost[r]
-            target = 0.3 * tolerance * total if sweep_pass == 0 else 0.3 * target
+            target = 0.6 * tolerance * total if sweep_pass == 0 else 0.3 * target
             n_sweeps, _ = sweeps(
                 graph,
                 fixed,

@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike
 from evcs_gym.envs.errors import ConfigError, ConvergenceError, DataError
 from evcs_gym.envs.threads import run_rows
 from evcs_gym.envs.traffic.batch import PARALLEL_FROM, BatchFlow, solve_apart, solve_batch
-from evcs_gym.envs.traffic.charging import TrafficModel, check_capacity_rows, joined_demand, refuse_overfull
+from evcs_gym.envs.traffic.charging import Stations, TrafficModel, check_capacity_rows, joined_demand, refuse_overfull
 from evcs_gym.envs.traffic.equilibrium import Columns, solve_graph
 from evcs_gym.envs.traffic.kernels import time_rows
 from evcs_gym.envs.types import FloatArray
@@ -142,13 +142,12 @@ def _day_traffic(
     cars = flow[:, :, at]
     energy, late = model.stations.energy_kwh, model.stations.service_h / (2.0 * SLOT_H)
     before = np.concatenate([cars[:, :1], cars], axis=1)
-    committed = before * energy * late
     classes = (n_days, n_slots, 2, n_pairs)
     return DayTraffic(
         link_flow_veh_per_h=flow[:, :, :n_links],
         station_veh_per_h=cars,
-        station_kw=cars * energy * (1.0 - late) + committed[:, :-1],  # (T6)
-        committed_kw=committed,
+        station_kw=charging_kw(model.stations, cars, before[:, :-1]),
+        committed_kw=before * energy * late,
         outside_veh_per_h=flow[:, :, at.stop :].sum(axis=-1),
         assigned_veh_per_h=assigned.reshape(classes),
         carry_frac=share.reshape(classes),
@@ -158,6 +157,12 @@ def _day_traffic(
         relative_gap=gap,
         wait_h=_waiting_h(model, flow),
     )
+
+
+def charging_kw(stations: Stations, cars_veh_per_h: FloatArray, before_veh_per_h: FloatArray) -> FloatArray:
+    """Charging power (..., S) of the cars that arrive in a slot and of those that came in the slot before."""
+    energy, late = stations.energy_kwh, stations.service_h / (2.0 * SLOT_H)
+    return np.asarray(cars_veh_per_h * energy * (1.0 - late) + before_veh_per_h * energy * late)  # (T6)
 
 
 def _waiting_h(model: TrafficModel, flow: FloatArray) -> FloatArray:

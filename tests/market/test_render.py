@@ -1,12 +1,14 @@
 """Pictures of a slot: what is drawn follows from what happened, and a day becomes a film."""
 
 import dataclasses
+import warnings
 from io import BytesIO
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import pytest
+from gymnasium.utils.env_checker import check_env
 from PIL import Image
 
 from evcs_gym.envs import Scenario, load_scenario, market_env
@@ -35,6 +37,13 @@ def test_a_picture_is_drawn_at_the_start_and_after_a_slot(name: str) -> None:
     assert (first != second).any()
     np.testing.assert_array_equal(second, env.render())  # drawing changes nothing
     assert gym.make(name, pool_days=2).unwrapped.render() is None
+
+
+def test_rendering_stands_gymnasiums_checker() -> None:
+    env = gym.make("evcs/Bidding-v0", pool_days=2, render_mode="rgb_array")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_env(env.unwrapped)
 
 
 def test_the_parallel_environment_draws_the_same_picture(city: Scenario) -> None:
