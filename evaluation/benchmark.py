@@ -177,8 +177,8 @@ def compare_part(
             played.append(replace(game.play(contest, policy, runs), curve=_curve(runs.get(policy))))
         comparison = comparison.with_result(played[-1].result, complete=number + 1 == len(policies))
         if out is not None:
-            (out / "report.html").unlink(missing_ok=True)  # it would not belong to the numbers beside it
             _store(out, comparison)
+            (out / "report.html").unlink(missing_ok=True)  # it would not belong to the numbers beside it
     listener("done", len(policies), len(policies))
     return _part(comparison, contest, game, played)
 
