@@ -10,7 +10,7 @@ from evcs_gym.baselines.rules_market import MARKET_RULES, MarketRule
 from evcs_gym.envs.errors import ConfigError
 from evcs_gym.envs.files import replace_file
 from evcs_gym.envs.market.batch import MarketBatch
-from evcs_gym.envs.market.prepare import market_world
+from evcs_gym.envs.market.pool import any_world
 from evcs_gym.envs.market.render import Scene, draw_frame, write_gif
 from evcs_gym.envs.specs import nearest
 from evcs_gym.envs.units import N_SLOTS
@@ -37,14 +37,14 @@ def rule_called(name: str) -> MarketRule:
 
 def day_frames(scenario: "Scenario", day: "Day", rule: MarketRule) -> Iterator[np.ndarray]:
     """A picture of every slot of the day, all stations playing the rule."""
-    batch = MarketBatch(market_world(scenario, [day]), 1)
+    batch = MarketBatch(any_world(scenario, [day]), 1)
     batch.start(np.zeros(1, dtype=np.int64))
     prices: list[float] = []
     for slot in range(N_SLOTS):
         done = batch.play(rule(batch.view(), batch.plan), autoreset=False)
         prices.append(float(done.outcome.price_eur_per_kwh[0]))
         energy = batch.running().energy_kwh[0]
-        yield draw_frame(Scene(scenario, day, batch.world, slot, done.outcome, energy, tuple(prices)))
+        yield draw_frame(Scene(scenario, day, batch.world, slot, done.outcome, energy, tuple(prices), done.drivers))
 
 
 def write_film(

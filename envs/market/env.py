@@ -14,12 +14,12 @@ from evcs_gym.envs.market.batch import MarketBatch, MarketBatchStep
 from evcs_gym.envs.market.core import MarketAction, MarketState
 from evcs_gym.envs.market.operators import PRO_RATA, Operator
 from evcs_gym.envs.market.play import Rule, truthful
-from evcs_gym.envs.market.pool import load_market_pool
-from evcs_gym.envs.market.prepare import market_world
-from evcs_gym.envs.market.roles import Central, Role, bidder
+from evcs_gym.envs.market.pool import any_world, load_any_pool
+from evcs_gym.envs.market.roles import Central, Role, bidder, told
 from evcs_gym.envs.market.view import MarketView, OwnPlan
 from evcs_gym.envs.pool import DEFAULT_POOL_DAYS
 from evcs_gym.envs.scenario import Scenario
+from evcs_gym.envs.types import FloatArray
 from evcs_gym.envs.units import N_SLOTS
 
 DEFAULT_SCENARIO: Final = "ieee33_twelve"
@@ -40,7 +40,7 @@ class OneMarket:
         if pool_days < 1:
             raise ConfigError(f"pool_days must be at least 1, got {pool_days}")
         self.scenario, self.split = as_scenario(scenario), split
-        self._pool = load_market_pool(self.scenario, split, pool_days)
+        self._pool = load_any_pool(self.scenario, split, pool_days)
         self.batch = MarketBatch(self._pool, 1, **batch)
         self.last: MarketBatchStep | None = None
         self.published_eur_per_kwh: list[float] = []
@@ -83,17 +83,19 @@ class OneMarket:
                 )
             day = with_devices(self.scenario, day, devices)
         if day is None:
-            self.batch.world, row = self._pool, draw_days(rng, _ROW, self._pool.n_days)
+            self.batch.enter(self._pool)
+            row = draw_days(rng, _ROW, self.batch.world.n_days)
         elif isinstance(day, Day):
-            self.batch.world, row = market_world(self.scenario, [day]), _ROW
+            self.batch.enter(any_world(self.scenario, [day], self._pool))
+            row = _ROW
         else:
             raise ConfigError(f"options['day'] must be a Day (scenario.day(seed)), got {type(day).__name__}")
         self._given, self.last, self.published_eur_per_kwh = day, None, []
         return self.batch.start(row)
 
-    def play(self, action: MarketAction) -> MarketBatchStep:
+    def play(self, action: MarketAction, retail_eur_per_kwh: FloatArray | None = None) -> MarketBatchStep:
         """One slot."""
-        self.last = self.batch.play(action, autoreset=False)
+        self.last = self.batch.play(action, autoreset=False, retail_eur_per_kwh=retail_eur_per_kwh)
         self.published_eur_per_kwh.append(float(self.last.outcome.price_eur_per_kwh[0]))
         return self.last
 
@@ -116,6 +118,7 @@ class OneMarket:
                 outcome=None if last is None else last.outcome,
                 energy_kwh=state.energy_kwh[0],
                 price_eur_per_kwh=tuple(self.published_eur_per_kwh),
+                drivers=None if last is None else last.drivers,
             )
         )
 
@@ -195,9 +198,10 @@ class _RoleEnv(gym.Env[np.ndarray, np.ndarray]):
         self.market.refuse_ended()
         batch, role = self.market.batch, self.role
         values = checked_action(action, self.action_space.shape or (), role.action_meaning)
-        done = self.market.play(role.market_action(batch, values[None]))
+        decided = values[None]
+        done = self.market.play(role.market_action(batch, decided), role.retail_eur_per_kwh(batch, decided))
         reward = float(role.reward_eur(batch, done)[0])
-        info = row_terms(role.terms(done.outcome), 0)
+        info = row_terms(told(role, done), 0)
         return role.seen(done.observation)[0], reward, bool(done.ended[0]), False, info
 
     def render(self) -> np.ndarray | None:
@@ -211,7 +215,8 @@ class MarketEnv(_RoleEnv):
     Action: Box(-1, 1) of shape (S,), the storage of each station; asks stand at the export price. Observation: float32
     (S, F), see docs/observation.md. Reward: minus what the community pays in the slot [EUR], (C) of the model. ``info``
     holds true EUR: ``community_eur``, ``profit_eur`` and its terms, sums over stations; ``station_*`` of each. The end
-    of the day is a termination. ``reset(options={"day": day})`` starts any `Day`.
+    of the day is a termination. ``reset(options={"day": day})`` starts any `Day`. In a scenario with
+    ``responsive_demand`` the action is (S, 2), storage power and retail price, and the reward counts everybody's time.
 
     Args:
         scenario: a `Scenario` with stations, a shipped name or a path.
@@ -237,7 +242,9 @@ class MarketEnv(_RoleEnv):
         render_mode: str | None = None,
     ) -> None:
         market = OneMarket(scenario, split, pool_days, residual=residual, reward_shift=reward_shift, operator=operator)
-        super().__init__(market, Central(market.batch.world.n_stations), render_mode)
+        super().__init__(
+            market, Central(market.batch.world.n_stations, market.batch.responsive is not None), render_mode
+        )
 
 
 class BiddingEnv(_RoleEnv):
@@ -245,7 +252,8 @@ class BiddingEnv(_RoleEnv):
 
     Action: Box(-1, 1) of shape (2,), storage power and ask. Observation: float32 (F,), see docs/observation.md: the
     station's own state and forecasts, tariffs, what the market published. Reward: its profit in the slot [EUR].
-    ``info`` holds its own terms in true EUR and what was published, nothing of the others.
+    ``info`` holds its own terms in true EUR and what was published, nothing of the others. In a scenario with
+    ``responsive_demand`` a third number of the action is its retail price; the others keep theirs.
 
     Args:
         scenario, split, pool_days, residual, reward_shift, operator, render_mode: as in `MarketEnv`.
@@ -277,4 +285,6 @@ class BiddingEnv(_RoleEnv):
             reward_shift=reward_shift,
             operator=operator,
         )
-        super().__init__(market, bidder(market.batch.world, station, others), render_mode)
+        super().__init__(
+            market, bidder(market.batch.world, station, others, market.batch.responsive is not None), render_mode
+        )

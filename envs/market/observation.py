@@ -45,7 +45,8 @@ at the least ask of the slot, 1 at the largest; *spread*: see price_spread. All 
 ACTION_MEANING: Final = (
     "two numbers per station: storage power and ask. The ask goes from the least (-1) to the largest (+1) of the slot. "
     "Storage power is that of the station's own plan plus the number times the largest storage power (`residual`, the "
-    "default), or the number times the largest storage power; what cannot be executed is projected"
+    "default), or the number times the largest storage power; what cannot be executed is projected. Where drivers "
+    "respond (`responsive_demand`), one more number is the retail price, from the least to the largest allowed"
 )
 
 

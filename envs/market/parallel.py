@@ -25,7 +25,8 @@ class StationsEnv(ParallelEnv[str, np.ndarray, np.ndarray]):  # type: ignore[mis
     Made by `evcs_gym.envs.market_env`. Action of an agent: Box(-1, 1) of shape (2,), storage power and ask.
     Observation: float32 (F,), see docs/observation.md: its own state and forecasts, tariffs, what the market published;
     nothing of the others. Reward: its profit in the slot [EUR], or a mix with that of all stations. Its info holds its
-    own terms and what was published. All agents terminate at noon.
+    own terms and what was published. All agents terminate at noon. In a scenario with ``responsive_demand`` a third
+    number of the action is the retail price.
 
     Attributes:
         day: the present `Day`. scenario: the `Scenario`. market: state and days.
@@ -43,7 +44,7 @@ class StationsEnv(ParallelEnv[str, np.ndarray, np.ndarray]):  # type: ignore[mis
         self.possible_agents = [f"station_{n}" for n in range(market.batch.world.n_stations)]
         self.agents: list[str] = []
         self.observation_spaces = {agent: observation_space(None) for agent in self.possible_agents}
-        self.action_spaces = {agent: action_space(2) for agent in self.possible_agents}
+        self.action_spaces = {agent: action_space(market.batch.n_numbers) for agent in self.possible_agents}
         self._rng = np.random.default_rng()
 
     def observation_space(self, agent: str) -> gym.Space[np.ndarray]:
@@ -51,7 +52,7 @@ class StationsEnv(ParallelEnv[str, np.ndarray, np.ndarray]):  # type: ignore[mis
         return self.observation_spaces[agent]
 
     def action_space(self, agent: str) -> gym.Space[np.ndarray]:
-        """Box(-1, 1) of storage power and ask."""
+        """Box(-1, 1) of the agent's action."""
         return self.action_spaces[agent]
 
     @property
@@ -111,12 +112,16 @@ class StationsEnv(ParallelEnv[str, np.ndarray, np.ndarray]):  # type: ignore[mis
         self.market.refuse_ended()
         if set(actions) != set(self.agents):
             raise ConfigError(f"actions must be given for {', '.join(self.agents)}, got {', '.join(map(str, actions))}")
-        numbers = np.array([checked_action(actions[a], (2,), f"storage power and ask of {a}") for a in self.agents])
-        done = self.market.play(self.market.batch.market_action(numbers[None]))
+        batch, shape = self.market.batch, (self.market.batch.n_numbers,)
+        words = "storage power and ask" if batch.responsive is None else "storage power, ask and retail price"
+        numbers = np.array([checked_action(actions[a], shape, f"{words} of {a}") for a in self.agents])[None]
+        done = self.market.play(batch.market_action(numbers), batch.retail_eur_per_kwh(numbers))
         ended = bool(done.ended[0])
         rewards = self._each(done.reward_eur[0].tolist())
         public = row_terms(published_terms(done.outcome), 0)
         own = {name: values[0].tolist() for name, values in station_terms(done.outcome).items()}
+        if done.drivers is not None:
+            own["arrivals_veh_per_h"] = done.drivers.arrivals_veh_per_h[0].tolist()
         infos = {
             agent: {**{name: values[n] for name, values in own.items()}, **public}
             for n, agent in enumerate(self.agents)

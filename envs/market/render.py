@@ -13,6 +13,7 @@ import numpy as np
 from evcs_gym.envs.day import Day
 from evcs_gym.envs.grid import Feeder
 from evcs_gym.envs.market.core import MarketOutcome, MarketWorld
+from evcs_gym.envs.market.responsive import Drivers
 from evcs_gym.envs.scenario import Scenario
 from evcs_gym.envs.types import FloatArray
 from evcs_gym.envs.units import DAY_START_HOUR, MS_PER_S, SLOT_H
@@ -31,7 +32,7 @@ SELLER, BUYER, NEUTRAL = "#009e73", "#d55e00", "0.6"
 @dataclass(frozen=True, eq=False)
 class Scene:
     """What a picture shows. slot: the one that was played, or that begins where outcome is None. energy_kwh (S,) after
-    it; price_eur_per_kwh: published so far on this day."""
+    it; price_eur_per_kwh: published so far on this day. drivers: what they did where they respond."""
 
     scenario: Scenario
     day: Day
@@ -40,6 +41,7 @@ class Scene:
     outcome: MarketOutcome | None
     energy_kwh: FloatArray
     price_eur_per_kwh: Sequence[float]
+    drivers: Drivers | None = None
 
 
 def draw_frame(scene: Scene) -> np.ndarray:
@@ -147,6 +149,8 @@ def _draw_roads(axes: Any, scene: Scene) -> None:
     lines = LineCollection(list(np.stack([begin + aside, end + aside], axis=1)), cmap="YlOrRd", linewidths=3.0)
     traffic = scene.day.traffic
     flow = np.zeros(roads.n_links) if traffic is None else traffic.link_flow_veh_per_h[scene.slot]
+    if scene.drivers is not None:
+        flow = scene.drivers.link_flow_veh_per_h[0]
     lines.set_array(flow / roads.capacity_veh_per_h)
     lines.set_clim(0.0, CONGESTED)
     axes.add_collection(lines)

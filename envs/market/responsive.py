@@ -120,31 +120,48 @@ class Drivers:
     relative_gap: FloatArray
 
 
-def responsive_world(scenario: ResponsiveScenario, days: Sequence[Any]) -> ResponsiveWorld:
-    """Stack days for the market and for the drivers' answers.
+def responsive_world(
+    scenario: ResponsiveScenario, days: Sequence[Any], like: ResponsiveWorld | None = None
+) -> ResponsiveWorld:
+    """Stack days for the market and for the drivers' answers. like: a world of the same scenario, to take its paths.
 
     Raises:
         ConfigError: a scenario without ``responsive_demand``; what `market_world` refuses.
         DataError: a day without traffic, or with that of other roads.
     """
-    spec, market = scenario.responsive_demand, market_world(scenario, days)
-    base = scenario.traffic_model
-    model = traffic_model(base.network, base.stations, base.value_of_time_eur_per_h, spec.outside_eur)
-    shape = (2, model.network.n_pairs)
+    shape = (2, scenario.traffic_model.network.n_pairs)
     for day in days:
         if day.traffic is None or day.traffic.assigned_veh_per_h.shape[1:] != shape:
             raise DataError(
                 f"day {day.split}/{day.seed} must have the traffic of scenario {scenario.name!r}, {shape} in each "
                 "slot; draw it from this scenario"
             )
+    market = market_world(scenario, days)
     assigned = np.stack([day.traffic.assigned_veh_per_h for day in days])
-    rows = assigned.reshape(*assigned.shape[:2], -1)
+    before = np.stack([day.stations.arrivals_veh_per_h[0] for day in days])
+    return responsive_of(scenario, market, assigned.reshape(*assigned.shape[:2], -1), before, like)
+
+
+def responsive_of(
+    scenario: ResponsiveScenario,
+    market: MarketWorld,
+    assigned_veh_per_h: FloatArray,
+    before_veh_per_h: FloatArray,
+    like: ResponsiveWorld | None = None,
+) -> ResponsiveWorld:
+    """The world of stacked days, see `ResponsiveWorld`; the arrays become its own."""
+    spec, base = scenario.responsive_demand, scenario.traffic_model
+    if like is None:
+        model = traffic_model(base.network, base.stations, base.value_of_time_eur_per_h, spec.outside_eur)
+        paths = _reference_paths(model, scenario)
+    else:
+        model, paths = like.model, like.paths
     return ResponsiveWorld(
         market=market,
         model=model,
-        paths=_reference_paths(model, scenario),
-        assigned_veh_per_h=frozen(rows),
-        before_veh_per_h=frozen(np.stack([day.stations.arrivals_veh_per_h[0] for day in days])),
+        paths=paths,
+        assigned_veh_per_h=frozen(assigned_veh_per_h),
+        before_veh_per_h=frozen(before_veh_per_h),
         least_retail_eur_per_kwh=spec.least_retail_eur_per_kwh,
         largest_retail_eur_per_kwh=spec.largest_retail_eur_per_kwh,
         relative_gap=spec.relative_gap,

@@ -13,8 +13,8 @@ from evcs_gym.envs.market.batch import MarketBatch, MarketBatchStep
 from evcs_gym.envs.market.env import DEFAULT_SCENARIO
 from evcs_gym.envs.market.operators import PRO_RATA, Operator
 from evcs_gym.envs.market.play import Rule, truthful
-from evcs_gym.envs.market.pool import load_market_pool
-from evcs_gym.envs.market.roles import Central, Role, bidder
+from evcs_gym.envs.market.pool import load_any_pool
+from evcs_gym.envs.market.roles import Central, Role, bidder, told
 from evcs_gym.envs.market.view import MarketView, OwnPlan
 from evcs_gym.envs.pool import DEFAULT_POOL_DAYS
 from evcs_gym.envs.scenario import Scenario
@@ -78,12 +78,13 @@ class _RoleVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self.batch.running()
         shape = (self.num_envs, *(self.single_action_space.shape or ()))
         values = checked_action(actions, shape, f"{self.role.action_meaning} in every row")
-        done = self.batch.play(self.role.market_action(self.batch, values))
+        retail = self.role.retail_eur_per_kwh(self.batch, values)
+        done = self.batch.play(self.role.market_action(self.batch, values), retail_eur_per_kwh=retail)
         reward, none = self.role.reward_eur(self.batch, done), np.zeros(self.num_envs, dtype=np.bool_)
         return self.role.seen(done.observation), reward, done.ended, none, self._infos(done)
 
     def _infos(self, done: MarketBatchStep) -> dict[str, Any]:
-        terms = dict(self.role.terms(done.outcome))
+        terms = told(self.role, done)
         everywhere = np.ones(self.num_envs, dtype=np.bool_)
         infos: dict[str, Any] = {**terms, **{f"_{name}": everywhere for name in terms}}
         if done.ended.any():
@@ -111,9 +112,9 @@ class MarketVectorEnv(_RoleVectorEnv):
         operator: Operator = PRO_RATA,
     ) -> None:
         city = as_scenario(scenario)
-        world = load_market_pool(city, split, pool_days)
+        world = load_any_pool(city, split, pool_days)
         batch = MarketBatch(world, num_envs, residual=residual, reward_shift=reward_shift, operator=operator)
-        super().__init__(city, batch, Central(world.n_stations))
+        super().__init__(city, batch, Central(batch.world.n_stations, batch.responsive is not None))
 
 
 class BiddingVectorEnv(_RoleVectorEnv):
@@ -133,8 +134,7 @@ class BiddingVectorEnv(_RoleVectorEnv):
         operator: Operator = PRO_RATA,
     ) -> None:
         city = as_scenario(scenario)
-        world = load_market_pool(city, split, pool_days)
+        world = load_any_pool(city, split, pool_days)
         settings: dict[str, Any] = {"team_frac": team_frac, "residual": residual, "reward_shift": reward_shift}
-        super().__init__(
-            city, MarketBatch(world, num_envs, operator=operator, **settings), bidder(world, station, others)
-        )
+        batch = MarketBatch(world, num_envs, operator=operator, **settings)
+        super().__init__(city, batch, bidder(batch.world, station, others, batch.responsive is not None))
