@@ -85,10 +85,12 @@ def city_table(
     """Play the seeds 0 .. n_days - 1 of a split, every station under the same rule, and count.
 
     Raises:
-        ConfigError: no such rule, no day, an unknown split, a scenario without stations.
+        ConfigError: no such rule, no day, an unknown split, a scenario without stations or with responsive demand.
     """
     if policy not in MARKET_RULES:
         raise ConfigError(f"city: there is no market rule {policy!r}{nearest(policy, tuple(MARKET_RULES))}")
+    if scenario.responsive_spec is not None:
+        raise ConfigError("city: responsive_demand must be off, rules ask no retail prices; leave the section out")
     if n_days < 1:
         raise ConfigError(f"city: n_days must be at least 1, got {n_days}")
     world = market_world(scenario, scenario.days(range(n_days), split))

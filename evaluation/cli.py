@@ -81,6 +81,7 @@ class SpeedTarget(StrEnum):
     fleet = "fleet"
     power_flow = "power-flow"
     traffic = "traffic"
+    market = "market"
 
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout and nothing else.")]
@@ -142,7 +143,7 @@ def speed(
     plot: Annotated[Path | None, typer.Option(help="Power flow: store the growth with buses as SVG or PNG.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Time the environment, the power flow or traffic equilibria, beside the peers that are installed."""
+    """Time environments, the power flow or traffic equilibria, beside the peers that are installed."""
     from evcs_gym.envs.errors import ConfigError
 
     if plot is not None and target is not SpeedTarget.power_flow:
@@ -166,6 +167,10 @@ def _measured(target: SpeedTarget) -> Any:
         from evcs_gym.evaluation.speed_traffic import speed_traffic
 
         return speed_traffic()
+    if target is SpeedTarget.market:
+        from evcs_gym.evaluation.speed_market import speed_market
+
+        return speed_market()
     from evcs_gym.evaluation import speed as timing
 
     return timing.speed_fleet() if target is SpeedTarget.fleet else timing.speed_power_flow()

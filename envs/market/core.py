@@ -257,6 +257,17 @@ def _flat(world: MarketWorld, day: IntArray, slot: IntArray) -> ComplexArray:
 
 def _checked(world: MarketWorld, state: MarketState, action: MarketAction) -> MarketAction:
     """The action as kernels read it; inputs stay as they are."""
+    wish = np.array(action.storage_kw, dtype=np.float64, order="C")
+    ask = np.array(action.ask_eur_per_kwh, dtype=np.float64, order="C")
+    tariffs = (world.days.import_eur_per_kwh, world.days.export_eur_per_kwh, world.rules.network_fee_eur_per_kwh)
+    same_shape = wish.shape == ask.shape == state.energy_kwh.shape
+    if same_shape and kernels.is_playable(*tariffs, state.day, state.slot, wish, ask):
+        return MarketAction(wish, ask)
+    return _refused(world, state, action)
+
+
+def _refused(world: MarketWorld, state: MarketState, action: MarketAction) -> MarketAction:
+    """Raises for what is wrong with an action; it comes back where nothing is."""
     if state.slot.max() >= N_SLOTS:
         raise ConfigError(f"the day of row {int(state.slot.argmax())} is over; start another one before the next step")
     checked = []

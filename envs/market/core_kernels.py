@@ -92,13 +92,34 @@ class Terms(NamedTuple):
 
 def empty_hand(n_rows: int, n_stations: int) -> Hand:
     """Arrays for the kernels to fill."""
-    by_row = ("price_eur_per_kwh", "volume_kw")
-    return Hand(**{name: np.empty(n_rows if name in by_row else (n_rows, n_stations)) for name in Hand._fields})
+    n_by_row = 2  # price and volume, the last ones; few blocks of memory, for one environment feels every call
+    return Hand(*np.empty((len(Hand._fields) - n_by_row, n_rows, n_stations)), *np.empty((n_by_row, n_rows)))
 
 
 def empty_terms(n_rows: int, n_stations: int) -> Terms:
     """Arrays for the kernels to fill."""
-    return Terms(*(np.empty((n_rows, n_stations)) for _ in Terms._fields))
+    return Terms(*np.empty((len(Terms._fields), n_rows, n_stations)))
+
+
+@njit(cache=True, nogil=True)
+def is_playable(
+    imports: FloatArray,
+    exports: FloatArray,
+    fee: float,
+    day: IntArray,
+    slot: IntArray,
+    wish_kw: FloatArray,
+    ask: FloatArray,
+) -> bool:
+    """Whether all days go on, wishes (B, S) are finite and asks in their band. imports, exports: (D, T)."""
+    for row in range(day.size):
+        if slot[row] >= imports.shape[1]:
+            return False
+        low, high = exports[day[row], slot[row]], imports[day[row], slot[row]] - fee
+        for n in range(wish_kw.shape[1]):
+            if not (np.isfinite(wish_kw[row, n]) and low <= ask[row, n] <= high):
+                return False
+    return True
 
 
 @njit(cache=True, nogil=True)

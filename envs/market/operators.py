@@ -147,7 +147,7 @@ class NoOperator:
         """See `Operator`."""
         into.adjusted_kw[first:stop] = position_kw[first:stop]
         if grid.feeder.equipment is None:
-            _first_flow(first, stop, grid, at, position_kw, start_pu, into)
+            _first_flow(first, stop, grid, grid.ready, at, position_kw, start_pu, into)
             return
         rows = slice(first, stop)
         load = with_stations(grid.load_kva[at[rows]], position_kw[rows], grid.station_bus)
@@ -178,12 +178,13 @@ class ProRata:
         if grid.feeder.equipment is not None:
             _adjust_with_equipment(slice(first, stop), grid, at, position_kw, start_pu, into)
             return
-        _first_flow(first, stop, grid, at, position_kw, start_pu, into)
+        ready = grid.ready
+        _first_flow(first, stop, grid, ready, at, position_kw, start_pu, into)
         limits = grid.limits
         bounds = (limits.vmin_pu, limits.vmax_pu, limits.current_a, limits.head_kva, limits.unbalance_frac)
         own = (at, position_kw, TOLERANCE_PU, MAX_SWEEPS, into.voltage_pu.view(np.float64), into.loss_pu, into.n_sweeps)
         written = (into.adjusted_kw, into.cap_kw, into.factor, into.n_extra_flows)
-        arrays: tuple[Any, ...] = (*grid.network, grid.row_current_a, *grid.ready, *bounds, *own, *written)
+        arrays: tuple[Any, ...] = (*grid.network, grid.row_current_a, *ready, *bounds, *own, *written)
         adjust_rows(first, stop, *arrays)
 
 
@@ -192,12 +193,19 @@ NO_OPERATOR: Final = NoOperator()
 
 
 def _first_flow(
-    first: int, stop: int, grid: Grid, at: IntArray, position_kw: FloatArray, start_pu: ComplexArray, into: Answer
+    first: int,
+    stop: int,
+    grid: Grid,
+    ready: tuple[Any, ...],
+    at: IntArray,
+    position_kw: FloatArray,
+    start_pu: ComplexArray,
+    into: Answer,
 ) -> None:
     """The power flow of the positions as they are."""
     own = (at, position_kw, start_pu.view(np.float64), TOLERANCE_PU, MAX_SWEEPS)
     written = (into.voltage_pu.view(np.float64), into.loss_pu, into.n_sweeps)
-    arrays: tuple[Any, ...] = (*grid.network, *grid.ready, *own, *written)
+    arrays: tuple[Any, ...] = (*grid.network, *ready, *own, *written)
     solve(first, stop, *arrays)
 
 

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from evcs_gym.envs import load_scenario
 from evcs_gym.envs.errors import ConfigError
+from evcs_gym.envs.road_specs import ResponsiveSpec
 from evcs_gym.evaluation import cli
 from evcs_gym.evaluation.city import CityTable, city_table, competition_of
 
@@ -91,6 +92,9 @@ def test_bad_questions_are_refused() -> None:
     city = load_scenario("ieee33_twelve")
     with pytest.raises(ConfigError, match=r"city: there is no market rule 'dp_trutful'.*dp_truthful"):
         city_table(city, "dp_trutful")
+    responsive = city.model_copy(update={"responsive_demand": ResponsiveSpec()})
+    with pytest.raises(ConfigError, match="city: responsive_demand must be off"):
+        city_table(responsive)
     with pytest.raises(ConfigError, match="city: n_days must be at least 1, got 0"):
         city_table(city, n_days=0)
 
