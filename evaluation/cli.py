@@ -307,7 +307,7 @@ def compare(
     """Put policies beside each other and the proven bound, on the same days."""
     from evcs_gym.evaluation import benchmark
     from evcs_gym.evaluation.records import as_json as json_of
-    from evcs_gym.evaluation.report import rich_table
+    from evcs_gym.evaluation.report import profit_table, rich_table
 
     options: dict[str, Any] = {"n_days": days, "split": split.value, "scenario": scenario, "out": out}
     with _quiet_stdout(), _StageProgress(console=_stderr()) as progress:
@@ -316,6 +316,8 @@ def compare(
         typer.echo(json_of(comparison))
     else:
         _stdout().print(rich_table(comparison))
+        if comparison.stations:
+            _stdout().print(profit_table(comparison))
     if out is not None:
         _stderr().print(f"report: {out / 'report.html'}", soft_wrap=True)
 

@@ -1,25 +1,26 @@
-"""`evcs-gym demo`: a short training, the rules and the proven optimum of the same test days, a table and a report."""
+"""`evcs-gym demo`: for each problem a short training, rules and proven optimum of the same test days; one report."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from evcs_gym.baselines.registry import RULES
 from evcs_gym.envs import load_scenario
 from evcs_gym.envs.errors import ConfigError, DataError
-from evcs_gym.evaluation.benchmark import OPEN_LOOP, OPTIMUM, compare
+from evcs_gym.evaluation.benchmark import compare_part
+from evcs_gym.evaluation.contest_market import MARKET
+from evcs_gym.evaluation.contest_normal import NORMAL_CHARGING
 from evcs_gym.evaluation.records import Comparison
-from evcs_gym.evaluation.report import rich_table
+from evcs_gym.evaluation.report import Part, profit_table, rich_table, write_parts
 from evcs_gym.training import callbacks
 from evcs_gym.training.config import Preset, load_preset
 from evcs_gym.training.provenance import config_hash
 from evcs_gym.training.train import continues, run_folder, train
 
-DEMO_PRESET = "normal_charging_demo"
 DEMO_DAYS = 20
 SEED = 0
 N_LINES = 10
@@ -29,15 +30,40 @@ Show = Callable[[str, str, int, int], None]
 """Called with (stage, words, done, in all)."""
 
 
-def run_demo(out: Path = Path("runs/demo"), n_days: int = DEMO_DAYS, overrides: Sequence[str] = ()) -> Comparison:
-    """Train, solve, compare, report.
+@dataclass(frozen=True)
+class Act:
+    """One problem of the demo: words for its beginning, the preset that is trained, with overrides as in `train`, and
+    the policies beside the trained one."""
+
+    words: str
+    preset: str
+    policies: tuple[str, ...]
+    overrides: tuple[str, ...] = ()
+
+
+ACTS = (
+    Act(
+        "normal charging, eight buses of an unbalanced 33-bus feeder, 2016 profiles",
+        "normal_charging_demo",
+        (*NORMAL_CHARGING.rules, *NORMAL_CHARGING.plans),
+    ),
+    Act(
+        "the market of eight charging stations on the same feeder and 12-node roads",
+        "market_demo",
+        (*MARKET.rules, *MARKET.plans),
+    ),
+)
+
+
+def run_demo(out: Path = Path("runs/demo"), n_days: int = DEMO_DAYS, acts: Sequence[Act] = ACTS) -> list[Comparison]:
+    """Train, solve, compare for each act, and write one report of all.
 
     A demo that was interrupted goes on. What an earlier one left in ``out`` with other settings stays: the new policy
     is trained in a folder of its own beside it.
 
     Args:
-        out: folder for the run, report.html, comparison.json and days.csv.
-        n_days: test days, the seeds 0 .. n_days - 1. overrides: of the training preset, as in `train`.
+        out: folder for report.html; each problem has a folder in it with its run, comparison.json and days.csv.
+        n_days: test days, the seeds 0 .. n_days - 1.
 
     Raises:
         ConfigError: bad overrides, no day. DataError: ``out`` cannot be written. SolverError: no solver.
@@ -45,24 +71,31 @@ def run_demo(out: Path = Path("runs/demo"), n_days: int = DEMO_DAYS, overrides: 
     if n_days < 1:
         raise ConfigError(f"a demo needs at least one day, got {n_days}")
     console = Console()
-    console.print(
-        "[bold]evcs-gym demo[/bold]: normal charging, eight buses of an unbalanced 33-bus feeder, 2016 profiles"
-    )
-    preset = load_preset(DEMO_PRESET, list(overrides))
-    run = _run_dir(out, preset, console)
+    presets = [load_preset(act.preset, list(act.overrides)) for act in acts]
     try:
-        with _shown(console) as show:
-            comparison = _train_and_compare(run, preset, out, n_days, show)
+        parts = [_play(act, preset, out, n_days, console) for act, preset in zip(acts, presets, strict=True)]
     except KeyboardInterrupt:
         console.print("stopped; the same command goes on from the last checkpoint")
         raise
-    console.print(rich_table(comparison))
+    write_parts(out / "report.html", parts)
     console.print(Text(f"Report:      {out / 'report.html'}  (open it in a browser)"), soft_wrap=True)
     console.print(Text(f"TensorBoard: evcs-gym watch {out}"), soft_wrap=True)
-    return comparison
+    return [part.comparison for part in parts]
 
 
-def _train_and_compare(run: Path, preset: Preset, out: Path, n_days: int, show: Show) -> Comparison:
+def _play(act: Act, preset: Preset, out: Path, n_days: int, console: Console) -> Part:
+    console.print(f"[bold]evcs-gym demo[/bold]: {act.words}")
+    folder = out / preset.problem
+    run = _run_dir(folder, preset, console)
+    with _shown(console) as show:
+        part = _train_and_compare(act, run, preset, folder, n_days, show)
+    console.print(rich_table(part.comparison))
+    if part.comparison.stations:
+        console.print(profit_table(part.comparison))
+    return part
+
+
+def _train_and_compare(act: Act, run: Path, preset: Preset, folder: Path, n_days: int, show: Show) -> Part:
     show("training", "preparing days", 0, preset.total_steps)
 
     def learning(_seed: int, progress: callbacks.Progress) -> None:
@@ -75,18 +108,18 @@ def _train_and_compare(run: Path, preset: Preset, out: Path, n_days: int, show: 
     def judging(what: str, done: int, total: int) -> None:
         show("solving" if what.startswith("solving") else "playing", what, done, total)
 
-    policies = [str(run), *RULES, OPTIMUM, OPEN_LOOP]
-    return compare("normal_charging", policies, n_days, "test", preset.scenario, out=out, listener=judging)
+    policies = [str(run), *act.policies]
+    return compare_part(preset.problem, policies, n_days, "test", preset.scenario, folder, listener=judging)
 
 
-def _run_dir(out: Path, preset: Preset, console: Console) -> Path:
-    """Where the policy is trained: ``out/ppo``, or a folder named by the settings where that holds another run."""
-    usual, scenario = out / "ppo", load_scenario(preset.scenario)
+def _run_dir(folder: Path, preset: Preset, console: Console) -> Path:
+    """Where the policy is trained: ``ppo`` in the folder, or one named by the settings where that holds another run."""
+    usual, scenario = folder / "ppo", load_scenario(preset.scenario)
     try:
         continues(run_folder(usual, SEED), preset, scenario, SEED)
     except (ConfigError, DataError) as error:
         settings = preset.model_dump_json() + scenario.model_dump_json(by_alias=True)
-        own = out / f"ppo-{config_hash(settings)[:8]}"
+        own = folder / f"ppo-{config_hash(settings)[:8]}"
         console.print(Text(f"{error}. It is left as it is; this demo trains in {own}", style="yellow"), soft_wrap=True)
         return own
     return usual

@@ -22,7 +22,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, MultipleLocator
 from evcs_gym.envs.errors import DataError
 from evcs_gym.envs.types import BoolArray, FloatArray
 from evcs_gym.envs.units import US_PER_S
-from evcs_gym.evaluation.records import Comparison, DayTrace, Kind, PolicyResult, TrainingCurve
+from evcs_gym.evaluation.records import Comparison, DayTrace, Kind, MarketTrace, PolicyResult, TrainingCurve
 from evcs_gym.evaluation.speed import SpeedRow
 
 BLUE: Final = "#0072b2"
@@ -185,7 +185,7 @@ def _charging_panel(axes: Axes, trace: DayTrace, label: str, top_kw: float) -> N
 # --- (b) voltage by phase ----------------------------------------------------------------------------------
 
 
-def voltage_figure(trace: DayTrace, labels: Sequence[str] | None = None) -> Figure:
+def voltage_figure(trace: DayTrace | MarketTrace, labels: Sequence[str] | None = None) -> Figure:
     """Lowest and highest voltage over the buses, per slot and phase, one row per policy, limits drawn.
 
     The limits drawn are the tightest over the buses; slots in which some bus is outside its own limit are
@@ -209,7 +209,7 @@ def voltage_figure(trace: DayTrace, labels: Sequence[str] | None = None) -> Figu
     return figure
 
 
-def _voltage_panel(axes: Axes, trace: DayTrace, voltage_pu: FloatArray, phase: int) -> None:
+def _voltage_panel(axes: Axes, trace: DayTrace | MarketTrace, voltage_pu: FloatArray, phase: int) -> None:
     present = (voltage_pu[:, :, phase] > 0.0).any(axis=0)
     if not present.any():
         axes.text(0.5, 0.5, "no bus on this phase", ha="center", transform=axes.transAxes)
@@ -234,6 +234,45 @@ def _mark_outside(axes: Axes, time_h: FloatArray, outside: BoolArray, edge_pu: F
         middle_h = 0.5 * (edges_h[:-1] + edges_h[1:])
         name = "outside the limits"
         axes.plot(middle_h[outside], edge_pu[outside], "x", color=VERMILLION, ms=4.5, label=name)
+
+
+# --- (m) a day of the market -------------------------------------------------------------------------------
+
+
+def market_figure(trace: MarketTrace, labels: Sequence[str] | None = None) -> Figure:
+    """Price between the tariffs, volume traded and energy stored, a line for every policy."""
+    shown = _shown("price_eur_per_kwh", trace.price_eur_per_kwh, labels)
+    with _style():
+        figure = Figure(figsize=(WIDTH_IN, 6.4), layout="constrained")
+        price, volume, stored = figure.subplots(3, 1, sharex=True)
+        _tariff_band(price, trace)
+        edges_h, surplus_kw = _steps(trace.time_h, trace.surplus_kw)
+        volume.plot(edges_h, surplus_kw, color=GREY, drawstyle="steps-post", lw=1.2, label="surplus of all stations")
+        for index, label in enumerate(shown):
+            line: dict[str, Any] = {"color": SEED_COLOURS[index % len(SEED_COLOURS)], "lw": 1.6, "label": label}
+            line["drawstyle"] = "steps-post"
+            price.plot(edges_h, _steps(trace.time_h, 100.0 * trace.price_eur_per_kwh[label])[1], **line)
+            volume.plot(edges_h, _steps(trace.time_h, trace.volume_kw[label])[1], **line)
+            stored.plot(edges_h[1:], trace.stored_kwh[label], **(line | {"drawstyle": "default"}))
+        for axes, title, unit in (
+            (price, "Price of the market, between export and import tariff", "ct/kWh"),
+            (volume, "Traded between stations", "kW"),
+            (stored, "Energy in all storages", "kWh"),
+        ):
+            axes.set_title(title)
+            axes.set_ylabel(unit)
+            axes.yaxis.set_major_locator(MaxNLocator(5))
+            _clock_axis(axes, trace.time_h, labelled=axes is stored)
+        volume.set_ylim(bottom=0.0)
+        handles, names = volume.get_legend_handles_labels()
+        figure.legend(handles, names, loc="outside lower center", ncols=min(len(names), 4))
+    return figure
+
+
+def _tariff_band(axes: Axes, trace: MarketTrace) -> None:
+    edges_h, high = _steps(trace.time_h, 100.0 * trace.import_eur_per_kwh)
+    _, low = _steps(trace.time_h, 100.0 * trace.export_eur_per_kwh)
+    axes.fill_between(edges_h, low, high, step="post", color=GREY, alpha=0.22, lw=0)
 
 
 # --- (c) captured share ------------------------------------------------------------------------------------

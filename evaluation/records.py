@@ -42,17 +42,50 @@ class Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+class MarketResult(Record):
+    """What only the market has, of one policy. First axis training seeds, second days.
+
+    profit_eur: (n_seeds, n_days, S) of each station [EUR], the income from drivers in it. traded_kwh: sold between
+    stations. curtailed_kwh: photovoltaic energy not used. moved_kwh: moved into or out of storage by quantity caps.
+    n_capped_slots: slots in which some station was capped. lowest_voltage_pu, highest_voltage_pu: of the day.
+    """
+
+    profit_eur: tuple[tuple[tuple[float, ...], ...], ...]
+    traded_kwh: tuple[tuple[float, ...], ...]
+    curtailed_kwh: tuple[tuple[float, ...], ...]
+    moved_kwh: tuple[tuple[float, ...], ...]
+    n_capped_slots: tuple[tuple[int, ...], ...]
+    lowest_voltage_pu: tuple[tuple[float, ...], ...]
+    highest_voltage_pu: tuple[tuple[float, ...], ...]
+
+    @model_validator(mode="after")
+    def _same_shapes(self) -> Self:
+        shape = _shape(self.traded_kwh)
+        for name in type(self).model_fields:
+            if _shape(getattr(self, name)) != shape:
+                raise ValueError(f"{name} must have the seeds and days of traded_kwh {shape}")
+        if len({len(stations) for row in self.profit_eur for stations in row}) != 1:
+            raise ValueError("profit_eur must have the same stations on every day")
+        return self
+
+    @property
+    def mean_profit_eur(self) -> tuple[float, ...]:
+        """Mean profit of each station [EUR/day]."""
+        return tuple(np.mean(self.profit_eur, axis=(0, 1)).tolist())
+
+
 class PolicyResult(Record):
     """One policy on the days of a comparison. Rows are training seeds (one row for rules and the optimum).
 
     label: as shown in tables. kind: where the decisions come from. training_seeds: one per row, empty for
     rules. cost_eur: (n_seeds, n_days) true cost of the day [EUR]. captured, captured_low, captured_high,
     gap: model.md section 10; the bounds of the 95 % interval are None on fewer than two days. n_violations:
-    (n_seeds, n_days) bus-phase-slots outside the effective voltage limits. violation_pu: (n_seeds, n_days)
-    how far outside, summed over them [pu]. unmet_kwh: (n_seeds, n_days) energy that could have been charged
-    and was not [kWh, grid side]. ms_per_decision: wall time of one decision of all buses [ms], None where
-    none was measured. relative_gap: (n_days,) certified gap of the solved programme; only for the optimum.
-    note: one line for the report, such as how a learned policy was started.
+    (n_seeds, n_days) bus-phase-slots outside the effective voltage limits, in the market slots outside any
+    effective limit. violation_pu: (n_seeds, n_days) how far outside, summed over them [pu]; None in the market.
+    unmet_kwh: (n_seeds, n_days) energy that could have been charged and was not [kWh, grid side]. ms_per_decision:
+    wall time of one decision of all buses [ms], None where none was measured. relative_gap: (n_days,) certified gap
+    of the solved programme; only for the optimum. note: one line for the report, such as how a learned policy was
+    started.
     """
 
     label: str
@@ -64,18 +97,22 @@ class PolicyResult(Record):
     captured_high: float | None
     gap: float
     n_violations: tuple[tuple[int, ...], ...]
-    violation_pu: tuple[tuple[float, ...], ...]
+    violation_pu: tuple[tuple[float, ...], ...] | None
     unmet_kwh: tuple[tuple[float, ...], ...]
     ms_per_decision: float | None = None
     relative_gap: tuple[float, ...] | None = None
     note: str = ""
+    market: MarketResult | None = None
 
     @model_validator(mode="after")
     def _same_shapes(self) -> Self:
         shape = _shape(self.cost_eur)
         for name in BY_SEED_AND_DAY[1:]:
-            if _shape(getattr(self, name)) != shape:
+            rows = getattr(self, name)
+            if rows is not None and _shape(rows) != shape:
                 raise ValueError(f"{name} must have the shape of cost_eur {shape}")
+        if self.market is not None and _shape(self.market.traded_kwh) != shape:
+            raise ValueError(f"market must have the seeds and days of cost_eur {shape}")
         if self.training_seeds and len(self.training_seeds) != shape[0]:
             raise ValueError(f"training_seeds must name the {shape[0]} rows of cost_eur")
         if self.relative_gap is not None and len(self.relative_gap) != shape[1]:
@@ -119,10 +156,10 @@ class Provenance(Record):
 class Comparison(Record):
     """Policies beside each other on the same days.
 
-    problem, scenario, split: what was asked. day_seeds: (n_days,) seeds of the days. naive_label: the rule
-    that scores 0. bound_label: which proven bound scores 1. naive_cost_eur, lower_bound_eur, infeasible_kwh:
-    (n_days,); the last is energy that no policy can deliver. notes: caveats for the report. complete: False
-    while policies are still missing.
+    problem, scenario, split: what was asked. day_seeds: (n_days,) seeds of the days. naive_label: the rule that
+    scores 0. bound_label: which proven bound scores 1. naive_cost_eur, lower_bound_eur, infeasible_kwh: (n_days,);
+    the last is energy that no policy can deliver. stations: names, in the market. notes: caveats for the report.
+    complete: False while policies are still missing.
     """
 
     record: Literal["evcs-gym comparison 1"] = "evcs-gym comparison 1"
@@ -137,6 +174,7 @@ class Comparison(Record):
     infeasible_kwh: tuple[float, ...]
     results: tuple[PolicyResult, ...]
     provenance: Provenance
+    stations: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     complete: bool = True
 
@@ -149,6 +187,8 @@ class Comparison(Record):
         for result in self.results:
             if _shape(result.cost_eur)[1] != n_days:
                 raise ValueError(f"results of {result.label!r} must cover the {n_days} days")
+            if result.market is not None and len(result.market.mean_profit_eur) != len(self.stations):
+                raise ValueError(f"results of {result.label!r} must cover the {len(self.stations)} stations")
         labels = [result.label for result in self.results]
         if len(set(labels)) != len(labels):
             raise ValueError(f"labels of policies must differ, got {labels}")
@@ -182,12 +222,13 @@ def policy_result(
     naive_cost_eur: ArrayLike,
     lower_bound_eur: ArrayLike,
     n_violations: ArrayLike,
-    violation_pu: ArrayLike,
+    violation_pu: ArrayLike | None,
     unmet_kwh: ArrayLike,
     training_seeds: Sequence[int] = (),
     ms_per_decision: float | None = None,
     relative_gap: ArrayLike | None = None,
     note: str = "",
+    market: MarketResult | None = None,
 ) -> PolicyResult:
     """Score one policy: arrays (n_seeds, n_days) or (n_days,) as in `PolicyResult`, the reference costs
     (n_days,).
@@ -209,11 +250,12 @@ def policy_result(
         "captured_high": share.high,
         "gap": 1.0 - share.value,
         "n_violations": np.atleast_2d(n_violations).tolist(),
-        "violation_pu": np.atleast_2d(violation_pu).astype(float).tolist(),
+        "violation_pu": None if violation_pu is None else np.atleast_2d(violation_pu).astype(float).tolist(),
         "unmet_kwh": np.atleast_2d(unmet_kwh).astype(float).tolist(),
         "ms_per_decision": ms_per_decision,
         "relative_gap": None if relative_gap is None else np.asarray(relative_gap, dtype=float).tolist(),
         "note": note,
+        "market": market,
     }
     return _validated(PolicyResult, data, f"policy {label!r}")
 
@@ -359,7 +401,7 @@ class DayRow(Record):
     naive_cost_eur: float
     lower_bound_eur: float
     n_violations: int
-    violation_pu: float
+    violation_pu: float | None
     unmet_kwh: float
     infeasible_kwh: float
     relative_gap: float | None
@@ -395,7 +437,7 @@ def _day_row(comparison: Comparison, result: PolicyResult, row: int, day: int) -
         naive_cost_eur=comparison.naive_cost_eur[day],
         lower_bound_eur=comparison.lower_bound_eur[day],
         n_violations=result.n_violations[row][day],
-        violation_pu=result.violation_pu[row][day],
+        violation_pu=None if result.violation_pu is None else result.violation_pu[row][day],
         unmet_kwh=result.unmet_kwh[row][day],
         infeasible_kwh=comparison.infeasible_kwh[day],
         relative_gap=None if result.relative_gap is None else result.relative_gap[day],
@@ -408,12 +450,49 @@ def _day_row(comparison: Comparison, result: PolicyResult, row: int, day: int) -
     )
 
 
+class StationRow(Record):
+    """One line of the market's second CSV: one station under one policy, trained with one seed, on one day."""
+
+    policy: str
+    training_seed: int | None
+    day_seed: int
+    station: str
+    profit_eur: float
+
+
+def station_rows(comparison: Comparison) -> tuple[StationRow, ...]:
+    """Profits, tidy: policies, then training seeds, days and stations; empty outside the market."""
+    return tuple(
+        StationRow(
+            policy=result.label,
+            training_seed=result.training_seeds[row] if result.training_seeds else None,
+            day_seed=day_seed,
+            station=station,
+            profit_eur=profit,
+        )
+        for result in comparison.results
+        if result.market is not None
+        for row, days in enumerate(result.market.profit_eur)
+        for day_seed, profits in zip(comparison.day_seeds, days, strict=True)
+        for station, profit in zip(comparison.stations, profits, strict=True)
+    )
+
+
 def write_csv(path: Path, comparison: Comparison) -> Path:
     """Write `day_rows` as CSV; an empty field stands for None."""
+    return _write_rows(path, DayRow, day_rows(comparison))
+
+
+def write_station_csv(path: Path, comparison: Comparison) -> Path:
+    """Write `station_rows` as CSV; an empty field stands for None."""
+    return _write_rows(path, StationRow, station_rows(comparison))
+
+
+def _write_rows(path: Path, kind: type[Record], rows: Iterable[Record]) -> Path:
     text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(DayRow.model_fields), lineterminator="\n")
+    writer = csv.DictWriter(text, fieldnames=list(kind.model_fields), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(row.model_dump() for row in day_rows(comparison))
+    writer.writerows(row.model_dump() for row in rows)
     return write_text(path, text.getvalue())
 
 
@@ -470,18 +549,53 @@ class DayTrace:
         expected = dict.fromkeys(("time_h", "base_kw", "dg_kw", "import_eur_per_kwh"), n_slots)
         expected |= {"vmin_pu": limits, "vmax_pu": limits}
         for name, shape in expected.items():
-            _check_trace(name, getattr(self, name), shape)
+            _check_trace("DayTrace", name, getattr(self, name), shape)
         for label, array in self.charging_kw.items():
-            _check_trace(f"charging_kw[{label!r}]", array, n_slots)
+            _check_trace("DayTrace", f"charging_kw[{label!r}]", array, n_slots)
         for label, array in self.voltage_pu.items():
-            _check_trace(f"voltage_pu[{label!r}]", array, limits)
+            _check_trace("DayTrace", f"voltage_pu[{label!r}]", array, limits)
 
 
-def _check_trace(name: str, array: FloatArray, shape: tuple[int, ...]) -> None:
+def _check_trace(record: str, name: str, array: FloatArray, shape: tuple[int, ...]) -> None:
     if np.shape(array) != shape:
-        raise DataError(f"DayTrace: {name} must have shape {shape}, got {np.shape(array)}")
+        raise DataError(f"{record}: {name} must have shape {shape}, got {np.shape(array)}")
     if not np.isfinite(array).all():
-        raise DataError(f"DayTrace: {name} must be finite, got NaN or infinity")
+        raise DataError(f"{record}: {name} must be finite, got NaN or infinity")
+
+
+@dataclass(frozen=True, eq=False)
+class MarketTrace:
+    """One day of the market under several policies.
+
+    time_h: (T,) as in `DayTrace`. import_eur_per_kwh, export_eur_per_kwh: (T,) tariffs. surplus_kw: (T,)
+    photovoltaic less charging power of all stations, storage apart. price_eur_per_kwh, volume_kw, stored_kwh: label
+    -> (T,), what the market published and the energy in all storages at the end of the slot. voltage_pu, vmin_pu,
+    vmax_pu, title: as in `DayTrace`.
+    """
+
+    time_h: FloatArray
+    import_eur_per_kwh: FloatArray
+    export_eur_per_kwh: FloatArray
+    surplus_kw: FloatArray
+    price_eur_per_kwh: Mapping[str, FloatArray]
+    volume_kw: Mapping[str, FloatArray]
+    stored_kwh: Mapping[str, FloatArray]
+    voltage_pu: Mapping[str, FloatArray]
+    vmin_pu: FloatArray
+    vmax_pu: FloatArray
+    title: str = ""
+
+    def __post_init__(self) -> None:
+        n_slots = (len(self.time_h),)
+        for name in ("time_h", "import_eur_per_kwh", "export_eur_per_kwh", "surplus_kw"):
+            _check_trace("MarketTrace", name, getattr(self, name), n_slots)
+        limits = (*n_slots, *np.shape(self.vmin_pu)[1:])
+        for name in ("vmin_pu", "vmax_pu"):
+            _check_trace("MarketTrace", name, getattr(self, name), limits)
+        for name in ("price_eur_per_kwh", "volume_kw", "stored_kwh", "voltage_pu"):
+            for label, array in getattr(self, name).items():
+                shape = limits if name == "voltage_pu" else n_slots
+                _check_trace("MarketTrace", f"{name}[{label!r}]", array, shape)
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,17 @@ from evcs_gym.evaluation import figures, statistics
 from evcs_gym.evaluation.records import (
     Comparison,
     DayTrace,
+    MarketTrace,
     PolicyResult,
     TrainingCurve,
     write_csv,
     write_json,
+    write_station_csv,
     write_text,
 )
 
 Curves = TrainingCurve | Mapping[str, TrainingCurve] | None
+Traces = Sequence[DayTrace | MarketTrace]
 TEMPLATE = "report.html"
 KIND_WORDS = {
     "rule": "rule",
@@ -37,6 +41,15 @@ SEEN = {
     "test": "No policy was trained or chosen on these days.",
 }
 MISSING = "–"
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """One comparison of a page: its numbers, days to draw, each with the policies it holds, and training curves."""
+
+    comparison: Comparison
+    traces: Traces = ()
+    training_curve: Curves = None
 
 
 @dataclass(frozen=True)
@@ -54,6 +67,10 @@ class Row:
     unmet: str
     ms: str
     note: str
+    profit: str = ""
+    traded: str = ""
+    capped: str = ""
+    curtailed: str = ""
 
 
 def table_rows(comparison: Comparison) -> tuple[Row, ...]:
@@ -75,6 +92,7 @@ def _bound_row(comparison: Comparison) -> Row:
         unmet=MISSING,
         ms=MISSING,
         note=comparison.bound_label,
+        **dict.fromkeys(("profit", "traded", "capped", "curtailed"), MISSING if comparison.stations else ""),
     )
 
 
@@ -95,7 +113,19 @@ def _row(result: PolicyResult) -> Row:
         unmet=f"{np.mean(result.unmet_kwh):.1f}",
         ms=MISSING if result.ms_per_decision is None else f"{result.ms_per_decision:.3g}",
         note="; ".join(note),
+        **_market_cells(result),
     )
+
+
+def _market_cells(result: PolicyResult) -> dict[str, str]:
+    if result.market is None:
+        return {}
+    return {
+        "profit": f"{sum(result.market.mean_profit_eur):.2f}",
+        "traded": f"{np.mean(result.market.traded_kwh):.0f}",
+        "capped": f"{np.mean(result.market.n_capped_slots):.1f}",
+        "curtailed": f"{np.mean(result.market.curtailed_kwh):.1f}",
+    }
 
 
 def _kind_words(result: PolicyResult) -> str:
@@ -106,23 +136,66 @@ def _kind_words(result: PolicyResult) -> str:
 
 def rich_table(comparison: Comparison) -> Table:
     """The table of the report for the terminal, 80 columns wide; unmet energy has a column where there is
-    any.
+    any, the market has columns of its own.
     """
     unmet = any(np.any(result.unmet_kwh) for result in comparison.results)
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, title_style="bold")
     table.title, table.title_justify = Text(headline(comparison)), "left"
     table.add_column("policy", overflow="fold")
-    names = ("EUR/day", "captured (95 %)", "gap", "viol./day", "ms/dec.", *(("unmet kWh",) if unmet else ()))
-    for name in names:
+    columns = {"EUR/day": "cost", "captured (95 %)": "captured", **_own_columns(comparison)}
+    columns |= {"unmet" if comparison.stations else "unmet kWh": "unmet"} if unmet else {}
+    if comparison.stations:
+        table.caption, table.caption_justify = (
+            Text("profit EUR; traded, curtailed, unmet kWh; capped slots; a day"),
+            "left",
+        )
+    for name in columns:
         table.add_column(name, justify="right", no_wrap=True)
     styles = {"bound": "dim", "learned": "bold", "clone": "bold"}
     for row in table_rows(comparison):
         share = row.captured + (f" ({row.interval})" if row.interval else "")
-        cells = [row.label, row.cost, share, row.gap, row.violations, row.ms]
-        cells += [row.unmet] if unmet else []
+        cells = [row.label, *(share if field == "captured" else getattr(row, field) for field in columns.values())]
         # Text, not str: a label such as 'ppo[3]' is not markup.
         table.add_row(*(Text(cell) for cell in cells), style=styles.get(row.kind))
     return table
+
+
+def _own_columns(comparison: Comparison) -> dict[str, str]:
+    """Columns of the terminal's table that depend on the problem: title -> field of `Row`."""
+    if comparison.stations:
+        return {"profit": "profit", "traded": "traded", "capped": "capped", "curt.": "curtailed"}
+    return {"gap": "gap", "viol./day": "violations", "ms/dec.": "ms"}
+
+
+def profit_rows(comparison: Comparison) -> tuple[tuple[str, ...], ...]:
+    """(label, profit of each station [EUR/day]) in the order of `table_rows`; empty outside the market."""
+    best_first = sorted(comparison.results, key=lambda result: -result.captured)
+    return tuple(
+        (result.label, *(f"{profit:.1f}" for profit in result.market.mean_profit_eur))
+        for result in best_first
+        if result.market is not None
+    )
+
+
+def profit_table(comparison: Comparison) -> Table:
+    """Profit of each station under each policy [EUR/day], for the terminal."""
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, title_style="bold")
+    common = _common_start(comparison.stations)
+    named = f" ({common}...)" if common else ""
+    table.title, table.title_justify = Text(f"Profit of each station{named}, EUR/day"), "left"
+    table.add_column("policy", overflow="fold")
+    for station in comparison.stations:
+        table.add_column(Text(station.removeprefix(common)), justify="right", no_wrap=True)
+    for row in profit_rows(comparison):
+        table.add_row(*(Text(cell) for cell in row))
+    return table
+
+
+def _common_start(names: Sequence[str]) -> str:
+    """Letters with which all names begin; none of a single name, which would be all of it."""
+    if len(names) < 2:
+        return ""
+    return "".join(letters[0] for letters in takewhile(lambda c: len(set(c)) == 1, zip(*names, strict=False)))
 
 
 def headline(comparison: Comparison) -> str:
@@ -160,9 +233,10 @@ def honest_notes(comparison: Comparison) -> tuple[str, ...]:
             f"On an average day {infeasible_kwh:.1f} kWh cannot be charged by any policy, because a car leaves "
             "too early; such cars charge in every slot and no policy is charged for the missing energy."
         )
+    who = "stations" if comparison.stations else "charging buses"
     notes.append(
-        "Milliseconds per decision are wall time on the machine named below, for one decision of all charging "
-        "buses, without the power flow; the plan of an exact optimum is solved once for the whole day."
+        f"Milliseconds per decision are wall time on the machine named below, for one decision of all {who}, "
+        "without the power flow; the plan of an exact optimum is solved once for the whole day."
     )
     return (*notes, *comparison.notes)
 
@@ -191,7 +265,7 @@ def _reach_of_bound(comparison: Comparison) -> list[str]:
     ]
     if any(result.kind == "optimum" for result in comparison.results):
         notes.append(
-            "The exact optimum sees arrivals before they happen. The other policies do not: part of their gap "
+            "The exact optimum sees the whole day before it happens. The other policies do not: part of their gap "
             "is the price of not knowing, not of deciding badly."
         )
     return notes
@@ -247,7 +321,7 @@ def _clean_row(comparison: Comparison, result: PolicyResult) -> CleanRow:
 def write_report(
     path: Path,
     comparison: Comparison,
-    traces: Sequence[DayTrace] = (),
+    traces: Traces = (),
     training_curve: Curves = None,
 ) -> Path:
     """Write a self-contained report.html: styles and drawings inside, no script, nothing loaded from
@@ -259,13 +333,18 @@ def write_report(
         traces: days to draw, each with the policies it holds.
         training_curve: captured share on validation days while training, of one run or of several by label.
     """
-    return write_text(path, report_html(comparison, traces, training_curve))
+    return write_parts(path, [Part(comparison, traces, training_curve)])
+
+
+def write_parts(path: Path, parts: Sequence[Part]) -> Path:
+    """Write one report of several comparisons, one below the other; see `write_report`."""
+    return write_text(path, parts_html(parts))
 
 
 def publish(
     folder: Path,
     comparison: Comparison,
-    traces: Sequence[DayTrace] = (),
+    traces: Traces = (),
     training_curve: Curves = None,
 ) -> Path:
     """Write comparison.json, days.csv and report.html into a folder; the path of the report.
@@ -274,29 +353,45 @@ def publish(
     """
     write_json(folder / "comparison.json", comparison)
     write_csv(folder / "days.csv", comparison)
+    if comparison.stations:
+        write_station_csv(folder / "stations.csv", comparison)
     return write_report(folder / "report.html", comparison, traces, training_curve)
 
 
-def report_html(comparison: Comparison, traces: Sequence[DayTrace] = (), training_curve: Curves = None) -> str:
+def report_html(comparison: Comparison, traces: Traces = (), training_curve: Curves = None) -> str:
     """The page of `write_report` as text."""
+    return parts_html([Part(comparison, traces, training_curve)])
+
+
+def parts_html(parts: Sequence[Part]) -> str:
+    """The page of `write_parts` as text."""
     source = resources.files("evcs_gym.evaluation").joinpath(TEMPLATE).read_text(encoding="utf-8")
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    return environment.from_string(source).render(
-        comparison=comparison,
-        headline=headline(comparison),
-        n_policies=_n_policies(comparison),
-        n_days=_n_days(comparison),
-        seen=SEEN.get(comparison.split, ""),
-        key=_key(comparison),
-        best=best_learned(comparison),
-        naive_eur=f"{np.mean(comparison.naive_cost_eur):.2f}",
-        bound_eur=f"{np.mean(comparison.lower_bound_eur):.2f}",
-        rows=table_rows(comparison),
-        clean=clean_rows(comparison),
-        notes=honest_notes(comparison),
-        provenance=_provenance(comparison),
-        **_drawings(comparison, traces, training_curve),
-    )
+    title = "; ".join(headline(part.comparison) for part in parts)
+    shown = [_shown(part, "" if number == 0 else f"part{number}-") for number, part in enumerate(parts)]
+    return environment.from_string(source).render(title=title, parts=shown)
+
+
+def _shown(part: Part, prefix: str) -> dict[str, Any]:
+    """What the template shows of a part; prefix: of the ids of its drawings."""
+    comparison = part.comparison
+    return {
+        "comparison": comparison,
+        "headline": headline(comparison),
+        "n_policies": _n_policies(comparison),
+        "n_days": _n_days(comparison),
+        "seen": SEEN.get(comparison.split, ""),
+        "key": _key(comparison),
+        "best": best_learned(comparison),
+        "naive_eur": f"{np.mean(comparison.naive_cost_eur):.2f}",
+        "bound_eur": f"{np.mean(comparison.lower_bound_eur):.2f}",
+        "rows": table_rows(comparison),
+        "profits": profit_rows(comparison),
+        "clean": clean_rows(comparison),
+        "notes": honest_notes(comparison),
+        "provenance": _provenance(comparison),
+        **_drawings(comparison, part.traces, part.training_curve, prefix),
+    }
 
 
 def _key(comparison: Comparison) -> list[tuple[str, str]]:
@@ -305,7 +400,7 @@ def _key(comparison: Comparison) -> list[tuple[str, str]]:
     return [(colour, KIND_WORDS[kind]) for kind, colour in figures.KIND_COLOUR.items() if kind in shown]
 
 
-def _drawings(comparison: Comparison, traces: Sequence[DayTrace], curve: Curves) -> dict[str, Any]:
+def _drawings(comparison: Comparison, traces: Traces, curve: Curves, prefix: str) -> dict[str, Any]:
     """SVG text by its name in the template."""
     captured = figures.captured_figure(comparison)
     words = "Captured share of every policy with its interval"
@@ -313,23 +408,27 @@ def _drawings(comparison: Comparison, traces: Sequence[DayTrace], curve: Curves)
     if curve:
         runs = {"": curve} if isinstance(curve, TrainingCurve) else curve
         figure = figures.training_figure(runs)
-        training = figures.svg_text(figure, "training", "Captured share against training steps")
+        training = figures.svg_text(figure, f"{prefix}training", "Captured share against training steps")
     return {
-        "captured_svg": figures.svg_text(captured, "captured", words),
+        "captured_svg": figures.svg_text(captured, f"{prefix}captured", words),
         "training_svg": training,
-        "days": [_day_drawings(index, trace) for index, trace in enumerate(traces)],
+        "days": [_day_drawings(prefix, index, trace) for index, trace in enumerate(traces)],
     }
 
 
-def _day_drawings(index: int, trace: DayTrace) -> dict[str, Any]:
+def _day_drawings(prefix: str, index: int, trace: DayTrace | MarketTrace) -> dict[str, Any]:
     title = trace.title or f"day {index + 1}"
-    words = f"Load, generation, price and charging, {title}"
-    day = figures.svg_text(figures.day_figure(trace), f"day{index}", words)
+    if isinstance(trace, MarketTrace):
+        words = f"Price, trade and stored energy, {title}"
+        day = figures.svg_text(figures.market_figure(trace), f"{prefix}day{index}", words)
+    else:
+        words = f"Load, generation, price and charging, {title}"
+        day = figures.svg_text(figures.day_figure(trace), f"{prefix}day{index}", words)
     voltage = None
     if trace.voltage_pu:
         words = f"Voltage by phase and policy, {title}"
-        voltage = figures.svg_text(figures.voltage_figure(trace), f"voltage{index}", words)
-    return {"title": title, "day_svg": day, "voltage_svg": voltage}
+        voltage = figures.svg_text(figures.voltage_figure(trace), f"{prefix}voltage{index}", words)
+    return {"title": title, "market": isinstance(trace, MarketTrace), "day_svg": day, "voltage_svg": voltage}
 
 
 def _provenance(comparison: Comparison) -> list[tuple[str, str]]:

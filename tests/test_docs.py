@@ -15,13 +15,12 @@ import pytest
 import typer
 import yaml
 
-from evcs_gym.baselines import RULES
 from evcs_gym.envs import ENVIRONMENT_IDS, load_scenario
 from evcs_gym.envs.errors import DataError
 from evcs_gym.envs.fleet import observation as normal_observation
 from evcs_gym.envs.market import observation as market_observation
 from evcs_gym.envs.specs import shipped
-from evcs_gym.evaluation.benchmark import OPEN_LOOP, OPTIMUM
+from evcs_gym.evaluation.benchmark import game_of
 from evcs_gym.evaluation.cli import app
 from evcs_gym.evaluation.pages import RESULTS_FILE, observation_page, with_results
 from evcs_gym.evaluation.records import read_json
@@ -90,8 +89,10 @@ def check_names(command: str, given: dict[str, Any]) -> None:
         assert given["preset"] in shipped("training")
     if command == "scenario":
         assert given["name"] in shipped("scenarios")
-    for policy in given.get("policies") or ():
-        assert policy in (*RULES, OPTIMUM, OPEN_LOOP) or policy.startswith("runs/"), policy
+    if command == "compare":
+        _, game = game_of(given["problem"])
+        for policy in given["policies"]:
+            assert policy in (*game.rules, *game.plans) or policy.startswith("runs/"), policy
 
 
 def test_quick_commands_of_the_readme_run() -> None:

@@ -43,11 +43,16 @@ def tiny_preset(city: Path, *overrides: str) -> Preset:
     return load_preset("normal_charging", [f"scenario={city}", *TINY, *overrides])
 
 
-def interrupt_at(n_rollouts: int) -> Callable[[int, Progress], None]:
-    """A listener that presses Ctrl-C when this many rollouts are behind."""
+def interrupt_after(n_steps: int) -> Callable[[int, Progress], None]:
+    """A listener that presses Ctrl-C when this many steps are behind."""
 
     def listen(_seed: int, progress: Progress) -> None:
-        if progress.steps >= n_rollouts * ROLLOUT:
+        if progress.steps >= n_steps:
             raise KeyboardInterrupt
 
     return listen
+
+
+def interrupt_at(n_rollouts: int) -> Callable[[int, Progress], None]:
+    """A listener that presses Ctrl-C when this many rollouts of the tiny preset are behind."""
+    return interrupt_after(n_rollouts * ROLLOUT)

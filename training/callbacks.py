@@ -4,41 +4,49 @@ import csv
 import io
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 
-from evcs_gym.baselines.score import Rollout, rollout
 from evcs_gym.envs.errors import ConfigError
 from evcs_gym.envs.files import replace_file
-from evcs_gym.envs.fleet import normal
 from evcs_gym.envs.types import FloatArray
 from evcs_gym.training.checkpoint import save_checkpoint, save_policy
 from evcs_gym.training.config import Preset
-from evcs_gym.training.vec_env import NormalChargingVecEnv, PerBusPolicy
+from evcs_gym.training.problems import PROBLEMS
+from evcs_gym.training.vec_env import RowVecEnv
 
 PROGRESS_FILE = "progress.csv"
 _COLUMNS = ("training_seed", "n_steps", "seconds", "captured", "cost_eur", "n_violations")
 
 
+class Scored(Protocol):
+    """What knows the cost of days, (D,)."""
+
+    @property
+    def cost_eur(self) -> FloatArray: ...
+
+
 @dataclass(frozen=True, eq=False)
 class Validation:
-    """Days on which a run is judged: their world, the naive cost and the proven bound of each, (D,)."""
+    """Days on which a run is judged: their world, the naive cost and the proven bound of each, (D,), and what is logged
+    of them whatever the policy."""
 
-    world: normal.World
+    world: Any
     naive_cost_eur: FloatArray
     lower_bound_eur: FloatArray
+    facts: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not (self.naive_cost_eur - self.lower_bound_eur).sum() > 0.0:
             raise ConfigError("validation: the naive rule leaves nothing to capture on these days; take more days")
 
-    def captured(self, result: Rollout) -> float:
+    def captured(self, result: Scored) -> float:
         """Share of the possible saving, a ratio of sums (model.md section 10)."""
         possible = float((self.naive_cost_eur - self.lower_bound_eur).sum())
         return float((self.naive_cost_eur - result.cost_eur).sum()) / possible
@@ -55,11 +63,6 @@ class Progress:
     steps_per_second: float
 
 
-def as_policy(model: PPO, rows: str) -> "PerBusPolicy | PPO":
-    """The model as a policy of the whole environment."""
-    return PerBusPolicy(model) if rows == "buses" else model
-
-
 class RunCallback(BaseCallback):
     """Judges, logs and stores a run between its rollouts; keeps the best policy on validation days."""
 
@@ -67,7 +70,7 @@ class RunCallback(BaseCallback):
         self,
         folder: Path,
         seed: int,
-        env: NormalChargingVecEnv,
+        env: RowVecEnv,
         validation: Validation,
         preset: Preset,
         listener: Callable[[Progress], None],
@@ -75,7 +78,8 @@ class RunCallback(BaseCallback):
         super().__init__()
         self.folder, self.seed, self.env, self.validation = folder, seed, env, validation
         self.preset, self.listener = preset, listener
-        self.n_rollouts, self.best, self.latest, self.seconds_before = 0, -np.inf, -np.inf, 0.0
+        self.n_rollouts, self.seconds_before = 0, 0.0
+        self.best, self.best_captured, self.latest = -np.inf, -np.inf, -np.inf
         self._begin, self._begin_steps = time.perf_counter(), 0
         self._sums: dict[str, list[FloatArray]] = {}
         self._rows: list[list[str]] = []
@@ -84,6 +88,7 @@ class RunCallback(BaseCallback):
     def resume(self, extra: Mapping[str, Any]) -> None:
         """Go on from what a checkpoint holds; what came after it, in curves and best policy, is dropped."""
         self.n_rollouts, self.best = int(extra["n_rollouts"]), float(extra["best"])
+        self.best_captured = float(extra["best_captured"])
         self.latest, self.seconds_before = float(extra["latest"]), float(extra["seconds"])
         self._rows, self._best_weights = list(extra["rows"]), dict(extra["best_weights"])
         self._write_rows()
@@ -106,7 +111,13 @@ class RunCallback(BaseCallback):
             self.judge()
         self.n_rollouts += 1
         self.listener(
-            Progress(self.num_timesteps, self.preset.total_steps, self.latest, self.best, self._row_steps_per_second())
+            Progress(
+                self.num_timesteps,
+                self.preset.total_steps,
+                self.latest,
+                self.best_captured,
+                self._row_steps_per_second(),
+            )
         )
 
     def explore(self) -> None:
@@ -117,7 +128,8 @@ class RunCallback(BaseCallback):
         assert isinstance(self.model, PPO)
         left = 1.0 - min(self.num_timesteps / self.preset.total_steps, 1.0)
         with torch.no_grad():
-            self.model.policy.log_std.fill_(last + left * (first - last))
+            start, end = (torch.as_tensor(value, dtype=torch.float64) for value in (first, last))
+            self.model.policy.log_std.copy_(end + left * (start - end))
 
     def _row_steps_per_second(self) -> float:
         return (self.num_timesteps - self._begin_steps) / max(time.perf_counter() - self._begin, 1e-9)
@@ -142,6 +154,7 @@ class RunCallback(BaseCallback):
         extra = {
             "n_rollouts": self.n_rollouts,
             "best": float(self.best),
+            "best_captured": float(self.best_captured),
             "latest": float(self.latest),
             "seconds": self.seconds,
             "rows": self._rows,
@@ -152,19 +165,20 @@ class RunCallback(BaseCallback):
     def judge(self) -> None:
         """Play the validation days, log the share captured, keep the policy if it is the best so far."""
         assert isinstance(self.model, PPO)
-        result = rollout(self.validation.world, as_policy(self.model, self.env.rows))
+        problem, world = PROBLEMS[self.preset.problem], self.validation.world
+        result = problem.judge(world, problem.policy(self.model, world, self.preset), self.preset)
         self.latest = self.validation.captured(result)
         self.logger.record("validation/captured", self.latest)
         self.logger.record("validation/cost_eur", float(result.cost_eur.mean()))
-        self.logger.record("validation/n_violations", float(result.n_violations.mean()))
-        for term in ("gap_eur", "energy_eur", "voltage_eur"):
-            self.logger.record(f"validation/{term}", float(getattr(result, term).mean()))
+        for term, value in (*result.shown.items(), *self.validation.facts.items()):
+            self.logger.record(f"validation/{term}", value)
         self.logger.dump(self.num_timesteps)
-        if self.latest > self.best:
-            self.best = self.latest
+        merit = self.latest if result.merit is None else result.merit
+        if merit > self.best:
+            self.best, self.best_captured = merit, self.latest
             self._best_weights = {name: value.clone() for name, value in self.model.policy.state_dict().items()}
             save_policy(self.folder, self._best_weights)
-        cost, violations = float(result.cost_eur.mean()), float(result.n_violations.mean())
+        cost, violations = float(result.cost_eur.mean()), result.shown["n_violations"]
         numbers = (f"{self.seconds:.3f}", f"{self.latest:.6f}", f"{cost:.6f}", str(violations))
         self._rows.append([str(self.seed), str(self.num_timesteps), *numbers])
         self._write_rows()

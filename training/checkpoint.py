@@ -8,6 +8,7 @@ environment).
 import json
 import random
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,9 +18,8 @@ from stable_baselines3 import PPO
 
 from evcs_gym.envs.errors import ConfigError, DataError
 from evcs_gym.envs.files import replace_file
-from evcs_gym.envs.fleet import normal
 from evcs_gym.envs.specs import Spec, validated
-from evcs_gym.training.vec_env import NormalChargingVecEnv
+from evcs_gym.training.vec_env import RowVecEnv
 
 RUN_FILE, POLICY_FILE, CHECKPOINT_FILE = "run.json", "policy.pt", "checkpoint.pt"
 FORMAT = 1
@@ -91,7 +91,7 @@ def _numpy_state(state: Any) -> dict[str, Any]:
     return {"keys": torch.as_tensor(state[1].astype(np.int64)), "rest": [int(state[2]), int(state[3]), float(state[4])]}
 
 
-def save_checkpoint(folder: Path, model: PPO, env: NormalChargingVecEnv, extra: Mapping[str, Any]) -> None:
+def save_checkpoint(folder: Path, model: PPO, env: RowVecEnv, extra: Mapping[str, Any]) -> None:
     """Store everything that an exact continuation needs; called between two rollouts."""
     state = env.batch.running()
     content = {
@@ -105,10 +105,7 @@ def save_checkpoint(folder: Path, model: PPO, env: NormalChargingVecEnv, extra: 
         "numpy_rng": _numpy_state(np.random.get_state()),  # noqa: NPY002 - SB3 shuffles with the global generator
         "python_rng": json.dumps(random.getstate()),
         "env_rng": json.dumps(env.batch.rng.bit_generator.state),
-        "env_day": torch.as_tensor(state.day),
-        "env_slot": torch.as_tensor(state.slot),
-        "env_remaining_kwh": torch.as_tensor(state.remaining_kwh),
-        "env_voltage_pu": torch.as_tensor(state.voltage_pu),
+        "env_state": {field.name: torch.as_tensor(getattr(state, field.name)) for field in fields(state)},
         "env_returns": torch.as_tensor(env._returns),
         "env_terms": {name: torch.as_tensor(values) for name, values in env._terms.items()},
         "extra": dict(extra),
@@ -116,7 +113,7 @@ def save_checkpoint(folder: Path, model: PPO, env: NormalChargingVecEnv, extra: 
     replace_file(folder / CHECKPOINT_FILE, lambda file: torch.save(content, file))
 
 
-def restore_checkpoint(folder: Path, model: PPO, env: NormalChargingVecEnv) -> dict[str, Any]:
+def restore_checkpoint(folder: Path, model: PPO, env: RowVecEnv) -> dict[str, Any]:
     """Put model, environment and random generators back to the checkpoint; what `save_checkpoint` got as ``extra``.
 
     Raises:
@@ -144,16 +141,14 @@ def _restore_model(content: Mapping[str, Any], model: PPO) -> None:
     model._last_episode_starts = content["episode_starts"].numpy()
 
 
-def _restore_env(content: Mapping[str, Any], env: NormalChargingVecEnv) -> None:
-    expected = (env.n_envs, env.batch.world.need_kwh.shape[1])
-    if tuple(content["env_remaining_kwh"].shape) != expected:
-        raise ValueError(f"sessions must be {expected}, got {tuple(content['env_remaining_kwh'].shape)}")
-    env.batch.state = normal.State(
-        day=content["env_day"].numpy(),
-        slot=content["env_slot"].numpy(),
-        remaining_kwh=content["env_remaining_kwh"].numpy(),
-        voltage_pu=content["env_voltage_pu"].numpy(),
-    )
+def _restore_env(content: Mapping[str, Any], env: RowVecEnv) -> None:
+    present = env.batch.running()
+    stored = {field.name: content["env_state"][field.name].numpy() for field in fields(present)}
+    for name, values in stored.items():
+        expected = np.shape(getattr(present, name))
+        if values.shape != expected:
+            raise ValueError(f"{name} must have shape {expected}, got {values.shape}")
+    env.batch.state = type(present)(**stored)
     env.batch.rng = np.random.default_rng()
     env.batch.rng.bit_generator.state = json.loads(content["env_rng"])
     env._returns = content["env_returns"].numpy()

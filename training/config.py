@@ -11,13 +11,21 @@ from evcs_gym.envs.specs import Spec, read_yaml, validated
 
 Positive = Annotated[float, Field(gt=0.0)]
 Count = Annotated[int, Field(ge=1)]
+LogStd = Annotated[float, Field(ge=-10.0, le=2.0)]
+ProblemName = Literal["normal_charging", "market"]
+ROWS: dict[ProblemName, tuple[str, ...]] = {
+    "normal_charging": ("buses", "environments"),
+    "market": ("stations", "environments"),
+}
+"""Rows that each problem knows: those of its agents first."""
 
 
 class PpoSpec(Spec):
     """Hyper-parameters of Stable-Baselines3's PPO; the learning rate falls linearly from start to end.
 
     So does the logarithm of the policy's standard deviation where ``log_std_final`` is given: exploration ends as
-    planned, and what is learned last is the policy that is judged, its mean. Without it the deviation is learned.
+    planned, and what is learned last is the policy that is judged, its mean. Without it the deviation is learned. Both
+    are one number, or one for each number of an action.
     """
 
     n_steps: Annotated[int, Field(ge=2)] = 48
@@ -31,8 +39,8 @@ class PpoSpec(Spec):
     entropy_coefficient: Annotated[float, Field(ge=0.0)] = 0.0
     value_coefficient: Annotated[float, Field(ge=0.0)] = 0.5
     max_gradient_norm: Positive = 0.5
-    log_std_initial: Annotated[float, Field(ge=-10.0, le=2.0)] = -0.3
-    log_std_final: Annotated[float, Field(ge=-10.0, le=2.0)] | None = -1.6
+    log_std_initial: LogStd | tuple[LogStd, ...] = -0.3
+    log_std_final: LogStd | tuple[LogStd, ...] | None = -1.6
     hidden_units: Annotated[tuple[Count, ...], Field(min_length=1)] = (128, 128)
 
     @model_validator(mode="after")
@@ -65,18 +73,33 @@ class ValidationSpec(Spec):
     every_rollouts: Count = 5
 
 
+class MarketLearningSpec(Spec):
+    """What is learned in the market, and by whom.
+
+    ``team_frac``: share of the profit of all stations in a station's reward, the rest is its own profit. ``by_size``:
+    a station's reward is scaled by mean storage power / its own. ``residual``: storage power is added to that of the
+    station's own plan. ``station``: name of the only one that learns, while the others follow the rule ``others``.
+    """
+
+    team_frac: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    by_size: bool = True
+    residual: bool = True
+    station: str | None = None
+    others: str = "dp_truthful"
+
+
 class Preset(Spec):
     """One training run: world, rows, budget, algorithm.
 
-    ``rows``: "buses" trains one policy that all charging buses share, each (environment, bus) a row with its own
-    reward; "environments" trains one joint policy. ``total_steps`` counts row steps. ``reward_scale_per_eur`` is fixed,
-    so that runs are comparable.
+    ``rows``: "buses" (in the market "stations") trains one policy that all agents share, each (environment, agent)
+    a row with its own reward; "environments" trains one joint policy. ``total_steps`` counts row steps.
+    ``reward_scale_per_eur`` is fixed, so that runs are comparable.
     """
 
     name: str
-    problem: Literal["normal_charging"] = "normal_charging"
+    problem: ProblemName = "normal_charging"
     scenario: str = "ieee33_residential"
-    rows: Literal["buses", "environments"] = "buses"
+    rows: Literal["buses", "stations", "environments"] = "buses"
     n_envs: Count = 32
     pool_days: Count = 256
     total_steps: Count = 1_500_000
@@ -84,8 +107,24 @@ class Preset(Spec):
     reward_scale_per_eur: Positive = 2.0
     ppo: PpoSpec = PpoSpec()
     clone: CloneSpec | None = None
+    market: MarketLearningSpec | None = None
     validation: ValidationSpec = ValidationSpec()
     checkpoint_every_rollouts: Count = 5
+
+    @property
+    def market_spec(self) -> MarketLearningSpec:
+        """What is learned in the market; the defaults where nothing is said."""
+        return self.market or MarketLearningSpec()
+
+    @model_validator(mode="after")
+    def _fits_the_problem(self) -> Self:
+        if self.rows not in ROWS[self.problem]:
+            raise ValueError(f"rows of {self.problem} must be {' or '.join(ROWS[self.problem])}, got {self.rows}")
+        if self.market is not None and self.problem != "market":
+            raise ValueError(f"market goes with problem: market, got {self.problem}; leave it out")
+        if self.market_spec.station is not None and self.rows != "stations":
+            raise ValueError(f"market.station needs rows: stations, got {self.rows}; leave the station out")
+        return self
 
     @model_validator(mode="after")
     def _clone_needs_buses(self) -> Self:

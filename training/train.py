@@ -14,14 +14,10 @@ from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat
 from stable_baselines3.common.utils import set_random_seed
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
-from evcs_gym.baselines.policy import Policy
-from evcs_gym.baselines.reference import references
 from evcs_gym.envs.errors import ConfigError, DataError
-from evcs_gym.envs.fleet.normal import World, make_world
-from evcs_gym.envs.fleet.pool import load_pool
 from evcs_gym.envs.scenario import Scenario, load_scenario
 from evcs_gym.envs.specs import validated
-from evcs_gym.training.callbacks import Progress, RunCallback, Validation, as_policy
+from evcs_gym.training.callbacks import Progress, RunCallback, Validation
 from evcs_gym.training.checkpoint import (
     CHECKPOINT_FILE,
     POLICY_FILE,
@@ -32,10 +28,11 @@ from evcs_gym.training.checkpoint import (
     restore_checkpoint,
     write_run,
 )
-from evcs_gym.training.config import Preset, load_preset
+from evcs_gym.training.config import Preset, ProblemName, load_preset
 from evcs_gym.training.imitation import clone, fit_critic
+from evcs_gym.training.problems import PROBLEMS
 from evcs_gym.training.provenance import config_hash, provenance
-from evcs_gym.training.vec_env import NormalChargingVecEnv
+from evcs_gym.training.vec_env import NormalChargingVecEnv, RowVecEnv
 
 Listener = Callable[[int, Progress], None]
 
@@ -46,11 +43,11 @@ class Course:
 
     preset: Preset
     scenario: Scenario
-    world: World
+    world: Any
     validation: Validation
 
 
-def make_model(preset: Preset, env: NormalChargingVecEnv, seed: int | None) -> PPO:
+def make_model(preset: Preset, env: RowVecEnv, seed: int | None) -> PPO:
     """PPO with the preset's hyper-parameters; a seed also seeds the global random generators."""
     spec = preset.ppo
     span = spec.learning_rate_start - spec.learning_rate_end
@@ -71,20 +68,37 @@ def make_model(preset: Preset, env: NormalChargingVecEnv, seed: int | None) -> P
         policy_kwargs={
             "net_arch": {"pi": hidden, "vf": hidden},
             "activation_fn": torch.nn.Tanh,
-            "log_std_init": spec.log_std_initial,
+            "log_std_init": 0.0,
         },
         seed=seed,
         device="cpu",
     )
+    n_actions = len(model.policy.log_std)
+    if spec.log_std_final is not None:
+        _log_std(spec.log_std_final, n_actions)
+    with torch.no_grad():
+        model.policy.log_std.copy_(_log_std(spec.log_std_initial, n_actions))
     model.policy.log_std.requires_grad_(spec.log_std_final is None)  # else by schedule, see RunCallback.explore
     return model
 
 
-def make_validation(scenario: Scenario, n_days: int) -> Validation:
+def _log_std(value: float | tuple[float, ...], n_actions: int) -> torch.Tensor:
+    """One number for each number of an action.
+
+    Raises:
+        ConfigError: another count of them.
+    """
+    if isinstance(value, tuple) and len(value) != n_actions:
+        raise ConfigError(f"ppo.log_std_initial and log_std_final need 1 or {n_actions} numbers, got {len(value)}")
+    return torch.as_tensor(value).expand(n_actions)
+
+
+def make_validation(scenario: Scenario, n_days: int, problem: ProblemName = "normal_charging") -> Validation:
     """The first days of the validation split with their naive costs and proven bounds."""
-    known = references(scenario, "validation", range(n_days))
-    world = make_world(scenario, scenario.days(range(n_days), "validation"))
-    return Validation(world, known.naive_cost_eur, known.lower_bound_eur)
+    known = PROBLEMS[problem].references(scenario, "validation", range(n_days))
+    days = scenario.days(range(n_days), "validation")
+    facts = PROBLEMS[problem].facts(days)
+    return Validation(PROBLEMS[problem].world(scenario, days), known.naive_cost_eur, known.lower_bound_eur, facts)
 
 
 def run_folder(root: Path, seed: int) -> Path:
@@ -127,8 +141,9 @@ def train(
         if info is None or not info.finished
     }
     if open_runs:
-        validation = make_validation(scenario, record.validation.n_days)
-        course = Course(record, scenario, load_pool(scenario, "train", record.pool_days), validation)
+        validation = make_validation(scenario, record.validation.n_days, record.problem)
+        pool = PROBLEMS[record.problem].pool(scenario, "train", record.pool_days)
+        course = Course(record, scenario, pool, validation)
         with one_thread():
             for seed, folder in open_runs.items():
                 _train_seed(course, seed, folder, listener)
@@ -179,16 +194,14 @@ def _train_seed(course: Course, seed: int, folder: Path, listener: Listener) -> 
     preset = course.preset
     write_run(folder, _info(course, seed))
     set_random_seed(seed)
-    env = NormalChargingVecEnv(
-        course.world, preset.n_envs, preset.rows, preset.reward_shift, preset.reward_scale_per_eur
-    )
+    env = PROBLEMS[preset.problem].env(course.world, preset.n_envs, preset)
     model = make_model(preset, env, seed)
     callback = RunCallback(folder, seed, env, course.validation, preset, lambda progress: listener(seed, progress))
     resumed = (folder / CHECKPOINT_FILE).exists()
     if resumed:
         env.reset()
         callback.resume(restore_checkpoint(folder, model, env))
-    elif preset.clone is not None:
+    elif isinstance(env, NormalChargingVecEnv) and preset.clone is not None:
         begin = time.perf_counter()
         _clone(preset, model, env, seed)
         callback.seconds_before = time.perf_counter() - begin
@@ -211,7 +224,7 @@ def _info(course: Course, seed: int, done: RunCallback | None = None) -> RunInfo
         kind="learned" if preset.clone is None else "cloned, then learned",
         provenance=provenance(preset.model_dump_json(), course.scenario.model_dump_json(by_alias=True)),
         finished=done is not None,
-        captured_validation=None if done is None else done.best,
+        captured_validation=None if done is None else done.best_captured,
         seconds=0.0 if done is None else round(done.seconds, 1),
     )
 
@@ -233,8 +246,8 @@ def _clone(preset: Preset, model: PPO, env: NormalChargingVecEnv, seed: int) -> 
         fit_critic(model, env, preset.clone, rng)
 
 
-def load_policy(folder: Path | str, scenario: Scenario) -> Policy:
-    """The best policy of a run folder, as a policy of the whole environment.
+def load_policy(folder: Path | str, scenario: Scenario) -> Any:
+    """The best policy of a run folder as `rollout` takes it: a `Policy`, in the market a `MarketPolicy`.
 
     Raises:
         ConfigError: no run, no model, or another number of charging buses than a joint policy was trained for.
@@ -247,9 +260,9 @@ def load_policy(folder: Path | str, scenario: Scenario) -> Policy:
     except ConfigError as error:
         raise DataError(f"{error}; train the policy again") from None
     weights = load_weights(path / POLICY_FILE)
-    world = make_world(scenario, [scenario.day(0)])
+    problem = PROBLEMS[preset.problem]
     unused = preset.ppo.model_copy(update={"n_steps": 2, "batch_size": 2})  # of a model that does not learn: kept small
-    env = NormalChargingVecEnv(world, 1, preset.rows)
+    env = problem.env(problem.world(scenario, [scenario.day(0)]), 1, preset)
     model = make_model(preset.model_copy(update={"ppo": unused}), env, None)
     try:
         model.policy.load_state_dict(weights)
@@ -257,4 +270,4 @@ def load_policy(folder: Path | str, scenario: Scenario) -> Policy:
         raise DataError(f"{path / POLICY_FILE}: must hold the weights of a policy; train the policy again") from None
     except RuntimeError as error:
         raise ConfigError(f"{path}: the policy does not fit {scenario.name!r}: {str(error).splitlines()[0]}") from None
-    return as_policy(model, preset.rows)
+    return problem.policy(model, env.batch.world, preset)

@@ -7,7 +7,9 @@ import pytest
 from training_fixtures import CLONE, interrupt_at, tiny_city, tiny_preset
 
 from evcs_gym.envs.errors import ConfigError, DataError
-from evcs_gym.evaluation.benchmark import BOUND_LABEL, OPEN_LOOP, OPTIMUM, compare
+from evcs_gym.evaluation.benchmark import compare
+from evcs_gym.evaluation.contest import OPTIMUM
+from evcs_gym.evaluation.contest_normal import BOUND_LABEL, OPEN_LOOP
 from evcs_gym.evaluation.records import Comparison, PolicyResult, read_csv, read_json
 from evcs_gym.training.checkpoint import POLICY_FILE, RUN_FILE
 from evcs_gym.training.train import train
@@ -198,7 +200,7 @@ def test_a_run_without_a_model(city_file: Path, run: Path, tmp_path: Path) -> No
 
 @pytest.mark.usefixtures("unsolved")
 def test_a_problem_a_split_and_a_number_of_days_that_are_none(city_file: Path) -> None:
-    with pytest.raises(ConfigError, match=r"problem must be normal_charging, got 'fast_charging'"):
+    with pytest.raises(ConfigError, match=r"problem must be normal_charging or market, got 'fast_charging'"):
         compare("fast_charging", [RULE], 1, "test", str(city_file))
     with pytest.raises(ConfigError, match=r"split must be one of train, validation, test, got 'tests'"):
         compare("normal_charging", [RULE], 1, "tests", str(city_file))

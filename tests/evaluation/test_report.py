@@ -134,7 +134,7 @@ def test_notes_say_what_weakens_a_number(comparison: Comparison) -> None:
     notes = _notes(comparison, notes=("mind the gap",))
     assert "1.0 kWh cannot be charged by any policy" in notes
     assert "as few as 2 seeds" in notes
-    assert "sees arrivals before they happen" in notes
+    assert "sees the whole day before it happens" in notes
     assert notes.endswith("mind the gap")
     assert "DEFECT" not in notes
     assert "interrupted" not in notes

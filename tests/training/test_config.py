@@ -82,7 +82,7 @@ def test_later_settings_win() -> None:
         ("ppo.hidden_units=[]", "ppo.hidden_units: .*at least 1"),
         ("validation.n_days=37", "validation.n_days: input should be less than or equal to 36"),
         ("reward_scale_per_eur=-1", "reward_scale_per_eur: input should be greater than 0"),
-        ("rows=cars", "rows: input should be 'buses' or 'environments', got 'cars'"),
+        ("rows=cars", "rows: input should be 'buses', 'stations' or 'environments', got 'cars'"),
         ("total_steps", "--set takes key=value, got 'total_steps'"),
         ("=3", "--set takes key=value, got '=3'"),
         ("n_envs.deep=3", "n_envs: input should be a valid integer"),

@@ -15,7 +15,6 @@ from evcs_gym.baselines.score import rollout
 from evcs_gym.envs import Scenario
 from evcs_gym.envs.fleet import normal
 from evcs_gym.envs.units import N_SLOTS
-from evcs_gym.training.callbacks import as_policy
 from evcs_gym.training.checkpoint import read_run
 from evcs_gym.training.config import CloneSpec, Preset
 from evcs_gym.training.imitation import (
@@ -27,7 +26,7 @@ from evcs_gym.training.imitation import (
     teacher_power_kw,
 )
 from evcs_gym.training.train import make_model, train
-from evcs_gym.training.vec_env import NormalChargingVecEnv
+from evcs_gym.training.vec_env import NormalChargingVecEnv, SharedPolicy
 
 SPEC = CloneSpec(n_passes=2, n_days=6, n_epochs=5, batch_size=64, learning_rate=3e-3, critic_steps=40)
 
@@ -111,12 +110,12 @@ def test_cloning_brings_the_policy_to_the_teacher(preset: Preset, world: normal.
         own = np.clip(model.predict(rows[0], deterministic=True)[0], -1.0, 1.0)
         return float((rows[2] * (own - rows[1])[:, 0] ** 2).mean())
 
-    before, cost_before = error(), rollout(world, as_policy(model, "buses")).cost_eur.sum()
+    before, cost_before = error(), rollout(world, SharedPolicy(model)).cost_eur.sum()
     losses: list[tuple[int, float]] = []
     clone(model, world, SPEC, np.random.default_rng(0), lambda *news: losses.append(news))
     assert [number for number, _ in losses] == [1, 2]
     assert error() < 0.5 * before
-    assert rollout(world, as_policy(model, "buses")).cost_eur.sum() < cost_before
+    assert rollout(world, SharedPolicy(model)).cost_eur.sum() < cost_before
 
 
 def test_the_critic_is_fitted_and_the_actor_left(preset: Preset, world: normal.World) -> None:

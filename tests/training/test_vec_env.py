@@ -13,7 +13,7 @@ from evcs_gym.envs.errors import ConfigError, DataError
 from evcs_gym.envs.fleet import normal
 from evcs_gym.envs.fleet.kernels import N_FEATURES
 from evcs_gym.envs.units import N_SLOTS
-from evcs_gym.training.vec_env import NormalChargingVecEnv, PerBusPolicy, Rows
+from evcs_gym.training.vec_env import NormalChargingVecEnv, Rows, SharedPolicy
 
 B, C = 3, 2
 FORMS: tuple[Rows, ...] = ("buses", "environments")
@@ -207,10 +207,10 @@ def test_a_policy_of_rows_plays_the_whole_environment(world: normal.World) -> No
     model = PPO("MlpPolicy", env, n_steps=8, batch_size=8, seed=0, device="cpu")
     observation = env.reset()
     row_wise = np.array([model.predict(row, deterministic=True)[0] for row in observation])
-    whole, state = PerBusPolicy(model).predict(observation.reshape(B, C, -1), deterministic=True)
+    whole, state = SharedPolicy(model).predict(observation.reshape(B, C, -1), deterministic=True)
     assert state is None
     np.testing.assert_allclose(whole, row_wise.reshape(B, C), rtol=1e-5, atol=1e-7)
-    single, _ = PerBusPolicy(model).predict(observation[:C], deterministic=True)
+    single, _ = SharedPolicy(model).predict(observation[:C], deterministic=True)
     np.testing.assert_allclose(single, row_wise[:C, 0], rtol=1e-5, atol=1e-7)
 
 
@@ -219,5 +219,5 @@ def test_a_policy_of_rows_never_leaves_the_action_space() -> None:
         def predict(self, observation: np.ndarray, *_: Any, **__: Any) -> tuple[np.ndarray, None]:
             return np.linspace(-3.0, 3.0, len(observation))[:, None], None
 
-    action, _ = PerBusPolicy(Wild()).predict(np.zeros((2, 2, N_FEATURES)))
+    action, _ = SharedPolicy(Wild()).predict(np.zeros((2, 2, N_FEATURES)))
     np.testing.assert_allclose(action, [[-1.0, -1.0], [1.0, 1.0]])

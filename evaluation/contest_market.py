@@ -1,0 +1,175 @@
+"""The market as a comparison sees it: rules, the network-free plan replayed, and learned policies."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from evcs_gym.baselines.policy_market import MarketPolicy, PlanPolicy
+from evcs_gym.baselines.registry import NAIVE_RULES, make_rule
+from evcs_gym.baselines.rules_market import MARKET_RULES
+from evcs_gym.baselines.score_market import MarketRollout, market_ms_per_decision, market_rollout
+from evcs_gym.envs import Day, Scenario
+from evcs_gym.envs.errors import DataError
+from evcs_gym.envs.market.core import MarketWorld
+from evcs_gym.envs.market.prepare import market_world
+from evcs_gym.envs.types import FloatArray
+from evcs_gym.envs.units import DAY_START_HOUR, N_SLOTS, SLOT_H
+from evcs_gym.evaluation.contest import OPTIMUM, Contest, Game, Played, Run
+from evcs_gym.evaluation.records import Kind, MarketResult, MarketTrace, PolicyResult, policy_result
+from evcs_gym.training.market import refuse_answering_drivers
+
+if TYPE_CHECKING:
+    from evcs_gym.baselines.market import MarketSolution
+
+DEFAULT_SCENARIO = "ieee33_twelve"
+NAIVE_RULE = NAIVE_RULES["market"]
+BOUND_LABEL = "LP of the community cost without network"
+OPTIMUM_NOTE = "plan of the network-free programme, replayed with the network's operator; knows the whole day"
+
+
+@dataclass(frozen=True, eq=False)
+class FirstDay:
+    """The first day of a policy, (T,): published price and volume, energy in all storages; voltage_pu (T, N, P)."""
+
+    price_eur_per_kwh: FloatArray
+    volume_kw: FloatArray
+    stored_kwh: FloatArray
+    voltage_pu: FloatArray
+
+
+def _solve(scenario: Scenario, day: Day, relative_gap: float) -> "MarketSolution":
+    refuse_answering_drivers(scenario)
+    from evcs_gym.baselines import optimum
+
+    return optimum(scenario, day, problem="market", relative_gap=relative_gap)
+
+
+def _naive(world: MarketWorld) -> FloatArray:
+    return market_rollout(world, make_rule(NAIVE_RULE, "market")).cost_eur
+
+
+def _market_result(rollouts: Sequence[MarketRollout]) -> MarketResult:
+    def rows(name: str) -> Any:
+        return np.stack([getattr(r, name) for r in rollouts]).tolist()
+
+    return MarketResult(**{name: rows(name) for name in MarketResult.model_fields})
+
+
+def _scored(contest: Contest, label: str, kind: Kind, rollouts: Sequence[MarketRollout], **extra: Any) -> PolicyResult:
+    return policy_result(
+        label,
+        kind,
+        cost_eur=np.stack([r.cost_eur for r in rollouts]),
+        naive_cost_eur=contest.naive_cost_eur,
+        lower_bound_eur=contest.lower_bound_eur,
+        n_violations=np.stack([r.n_violations for r in rollouts]),
+        violation_pu=None,
+        unmet_kwh=np.stack([r.unserved_kwh for r in rollouts]),
+        market=_market_result(rollouts),
+        **extra,
+    )
+
+
+@dataclass
+class _Stored:
+    """A policy, and the energy in all storages that it found, a number for each slot of the first row."""
+
+    policy: MarketPolicy
+    stored_kwh: list[float]
+
+    def decide(self, stage: Any) -> Any:
+        """See `MarketPolicy`."""
+        self.stored_kwh.append(float(stage.state.energy_kwh[0].sum()))
+        return self.policy.decide(stage)
+
+
+def _first_day(contest: Contest, policy: MarketPolicy) -> FirstDay:
+    world = market_world(contest.scenario, contest.days[:1])
+    stored = _Stored(policy, [])
+    shown = market_rollout(world, stored, keep_outcomes=True)
+    if shown.outcomes is None:  # pragma: no cover - asked for above
+        raise DataError("the rollout kept no outcomes")
+    end_kwh = [*stored.stored_kwh[1:], float(shown.end_kwh[0].sum())]
+    return FirstDay(
+        price_eur_per_kwh=np.array([outcome.price_eur_per_kwh[0] for outcome in shown.outcomes]),
+        volume_kw=np.array([outcome.volume_kw[0] for outcome in shown.outcomes]),
+        stored_kwh=np.array(end_kwh),
+        voltage_pu=np.abs(np.stack([outcome.voltage_pu[0] for outcome in shown.outcomes])),
+    )
+
+
+def _play(contest: Contest, name: str, runs: Mapping[str, Run]) -> Played:
+    if name == OPTIMUM:
+        return _play_optimum(contest)
+    return _play_run(contest, name, runs[name]) if name in runs else _play_rule(contest, name)
+
+
+def _play_rule(contest: Contest, name: str) -> Played:
+    rule = make_rule(name, "market")
+    timed = market_ms_per_decision(contest.world, rule)
+    result = _scored(contest, name, "rule", [market_rollout(contest.world, rule)], ms_per_decision=timed)
+    return Played(result, _first_day(contest, rule))
+
+
+def _play_optimum(contest: Contest) -> Played:
+    solutions: Sequence[Any] = contest.solutions
+    plans = np.stack([solution.plan.storage_kw for solution in solutions])
+    result = _scored(
+        contest,
+        OPTIMUM,
+        "optimum",
+        [market_rollout(contest.world, PlanPolicy(plans))],
+        relative_gap=[solution.relative_gap for solution in solutions],
+        note=f"{OPTIMUM_NOTE}; {np.mean([solution.seconds for solution in solutions]):.1f} s per day",
+    )
+    return Played(result, _first_day(contest, PlanPolicy(plans[:1])))
+
+
+def _play_run(contest: Contest, name: str, run: Run) -> Played:
+    result = _scored(
+        contest,
+        name,
+        run.kind,
+        [market_rollout(contest.world, policy) for policy in run.policies],
+        training_seeds=run.seeds,
+        ms_per_decision=market_ms_per_decision(contest.world, run.policies[0]),
+        note=run.note(),
+    )
+    return Played(result, _first_day(contest, run.policies[0]))
+
+
+def _trace(contest: Contest, played: Sequence[Played]) -> MarketTrace:
+    day, world = contest.days[0], contest.world
+    first: dict[str, FirstDay] = {p.result.label: p.first_day for p in played}
+    absent = ~contest.scenario.feeder.phase_present[None]
+    return MarketTrace(
+        time_h=DAY_START_HOUR + SLOT_H * np.arange(N_SLOTS, dtype=np.float64),
+        import_eur_per_kwh=day.import_eur_per_kwh,
+        export_eur_per_kwh=day.export_eur_per_kwh,
+        surplus_kw=(world.days.pv_kw[0] - world.days.ev_kw[0]).sum(axis=1),
+        price_eur_per_kwh={label: shown.price_eur_per_kwh for label, shown in first.items()},
+        volume_kw={label: shown.volume_kw for label, shown in first.items()},
+        stored_kwh={label: shown.stored_kwh for label, shown in first.items()},
+        voltage_pu={label: shown.voltage_pu for label, shown in first.items()},
+        vmin_pu=day.vmin_pu,
+        vmax_pu=np.where(absent, contest.scenario.feeder_spec.vmax_pu, day.vmax_pu),
+        title=f"{contest.split} day {day.seed}, {day.date}",
+    )
+
+
+MARKET = Game(
+    scenario=DEFAULT_SCENARIO,
+    naive_label=NAIVE_RULE,
+    bound_label=BOUND_LABEL,
+    rules=MARKET_RULES,
+    plans=(OPTIMUM,),
+    solve=_solve,
+    world=market_world,
+    naive=_naive,
+    infeasible_kwh=lambda contest: np.zeros(len(contest.days)),
+    play=_play,
+    trace=_trace,
+    stations=lambda contest: contest.scenario.stations.name,
+)

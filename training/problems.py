@@ -1,0 +1,111 @@
+"""What training needs to know of a problem: one record each; everything else in this package is common to all."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from evcs_gym.baselines.policy import Policy
+from evcs_gym.baselines.policy_market import MarketPolicy
+from evcs_gym.baselines.reference import References, references
+from evcs_gym.baselines.score import rollout
+from evcs_gym.envs.day import Day
+from evcs_gym.envs.fleet import normal
+from evcs_gym.envs.fleet.pool import load_pool
+from evcs_gym.envs.market.core import MarketWorld
+from evcs_gym.envs.market.pool import load_market_pool
+from evcs_gym.envs.market.prepare import market_world
+from evcs_gym.envs.market.roles import Bidder
+from evcs_gym.envs.scenario import Scenario
+from evcs_gym.envs.types import FloatArray
+from evcs_gym.training.config import Preset, ProblemName
+from evcs_gym.training.market import (
+    MarketVecEnv,
+    market_policy,
+    refuse_answering_drivers,
+    role_of,
+    traffic_facts,
+    watched_rollout,
+)
+from evcs_gym.training.vec_env import NormalChargingVecEnv, Rows, RowVecEnv, SharedPolicy
+
+
+@dataclass(frozen=True, eq=False)
+class Judgement:
+    """A policy on D days: cost_eur (D,), means over the days of what TensorBoard shows beside it, and what the best
+    policy is chosen by where that is not the captured share."""
+
+    cost_eur: FloatArray
+    shown: Mapping[str, float]
+    merit: float | None = None
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One problem, as training sees it.
+
+    pool: days to learn on, prepared once, as (scenario, split, number of days) -> world. world: of given days.
+    env: vector environment over the rows of a world. judge: plays every day of a world once, deterministically.
+    references: naive cost and proven bound of days. policy: a model as rollouts take it. facts: what TensorBoard shows
+    of days whatever the policy.
+    """
+
+    pool: Callable[[Scenario, str, int], Any]
+    world: Callable[[Scenario, Sequence[Day]], Any]
+    env: Callable[[Any, int, Preset], RowVecEnv]
+    judge: Callable[[Any, Any, Preset], Judgement]
+    references: Callable[[Scenario, str, Sequence[int]], References]
+    policy: Callable[[Policy, Any, Preset], Any]
+    facts: Callable[[Sequence[Day]], Mapping[str, float]] = lambda _days: {}
+
+
+def _normal_env(world: normal.World, n_envs: int, preset: Preset) -> NormalChargingVecEnv:
+    rows: Rows = "buses" if preset.rows == "buses" else "environments"
+    return NormalChargingVecEnv(world, n_envs, rows, preset.reward_shift, preset.reward_scale_per_eur)
+
+
+def _normal_judge(world: normal.World, policy: Policy, preset: Preset) -> Judgement:
+    result = rollout(world, policy)
+    names = ("n_violations", "gap_eur", "energy_eur", "voltage_eur")
+    return Judgement(result.cost_eur, {name: float(np.mean(getattr(result, name))) for name in names})
+
+
+def _normal_policy(model: Policy, _world: normal.World, preset: Preset) -> Policy:
+    return SharedPolicy(model) if preset.rows == "buses" else model
+
+
+def _market_pool(scenario: Scenario, split: str, n_days: int) -> MarketWorld:
+    refuse_answering_drivers(scenario)
+    return load_market_pool(scenario, split, n_days)
+
+
+def _market_world(scenario: Scenario, days: Sequence[Day]) -> MarketWorld:
+    refuse_answering_drivers(scenario)
+    return market_world(scenario, days)
+
+
+def _market_env(world: MarketWorld, n_envs: int, preset: Preset) -> MarketVecEnv:
+    return MarketVecEnv(world, n_envs, preset)
+
+
+def _market_judge(world: MarketWorld, policy: MarketPolicy, preset: Preset) -> Judgement:
+    result, shown = watched_rollout(world, policy)
+    role = role_of(world, preset)
+    if not isinstance(role, Bidder):
+        return Judgement(result.cost_eur, shown)
+    own_eur = float(result.profit_eur[:, role.station].mean())  # one station does not learn what all pay
+    return Judgement(result.cost_eur, {**shown, "own_profit_eur": own_eur}, merit=own_eur)
+
+
+def _market_references(scenario: Scenario, split: str, seeds: Sequence[int]) -> References:
+    refuse_answering_drivers(scenario)
+    return references(scenario, split, seeds, problem="market")
+
+
+PROBLEMS: dict[ProblemName, Problem] = {
+    "normal_charging": Problem(load_pool, normal.make_world, _normal_env, _normal_judge, references, _normal_policy),
+    "market": Problem(
+        _market_pool, _market_world, _market_env, _market_judge, _market_references, market_policy, traffic_facts
+    ),
+}
