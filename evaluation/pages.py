@@ -9,8 +9,11 @@ from evcs_gym.envs.market.observation import observation_page as market_page
 from evcs_gym.evaluation.records import Comparison, read_json, write_text
 from evcs_gym.evaluation.report import MISSING, table_rows
 
-RESULTS_FILE = "docs/results/normal_charging.json"
-BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+RESULTS_FILES = {"results": "docs/results/normal_charging.json", "market-results": "docs/results/market.json"}
+"""Result file of each place of README.md that lies between ``<!-- place:begin -->`` and ``<!-- place:end -->``."""
+_COLUMNS = {"what it is": "kind_words", "EUR/day": "cost", "captured": "captured", "95 %": "interval"}
+_OWN_COLUMNS = {"violations/day": "violations", "ms/decision": "ms"}
+_MARKET_COLUMNS = {"profit": "profit", "traded": "traded", "capped slots": "capped", "unmet": "unmet"}
 
 
 def observation_page() -> str:
@@ -18,45 +21,51 @@ def observation_page() -> str:
     return f"{normal_charging_page()}\n{market_page()}"
 
 
-def results_block(comparison: Comparison) -> str:
+def results_block(comparison: Comparison, file: str) -> str:
     """The results of a comparison as Markdown: the table, and with which command and versions it was made."""
+    columns = _COLUMNS | (_MARKET_COLUMNS if comparison.stations else _OWN_COLUMNS)
+    units = " Profit of all stations in EUR, traded and unmet energy in kWh, a day." if comparison.stations else ""
     lines = [
         f"{len(comparison.day_seeds)} {comparison.split} days of `{comparison.scenario}`; learned policies: mean over "
-        "training seeds; intervals: 95 % bootstrap over days and seeds.",
+        f"training seeds; intervals: 95 % bootstrap over days and seeds.{units}",
         "",
-        "| policy | what it is | EUR/day | captured | 95 % | violations/day | ms/decision |",
-        "|---|---|---|---|---|---|---|",
+        f"| policy | {' | '.join(columns)} |",
+        "|---" * (len(columns) + 1) + "|",
     ]
     for row in table_rows(comparison):
-        cells = (row.label, row.kind_words, row.cost, row.captured, row.interval or MISSING, row.violations, row.ms)
+        cells = (row.label, *(getattr(row, field) or MISSING for field in columns.values()))
         lines.append(f"| {' | '.join(cells)} |")
     origin = comparison.provenance
     lines += [
         "",
         f"Made with `{origin.command}` ({origin.solver}, gap {origin.relative_gap:g}; evcs-gym {origin.version}, "
-        f"{origin.timestamp[:10]}). Every number of every day: [{RESULTS_FILE}]({RESULTS_FILE}).",
+        f"{origin.timestamp[:10]}). Every number of every day: [{file}]({file}).",
     ]
     return "\n".join(lines)
 
 
-def with_results(page: str, comparison: Comparison) -> str:
-    """The page with its results block replaced.
+def with_results(page: str, place: str, comparison: Comparison) -> str:
+    """The page with one of its results blocks replaced; places as in `RESULTS_FILES`.
 
     Raises:
-        DataError: the page has no place for results.
+        DataError: the page has no place of this name.
     """
-    head, begin, rest = page.partition(BEGIN)
-    _, end, tail = rest.partition(END)
-    if not begin or not end:
-        raise DataError(f"the page must hold {BEGIN} and {END}")
-    return f"{head}{BEGIN}\n{results_block(comparison)}\n{END}{tail}"
+    begin, end = f"<!-- {place}:begin -->", f"<!-- {place}:end -->"
+    head, begun, rest = page.partition(begin)
+    _, ended, tail = rest.partition(end)
+    if not begun or not ended:
+        raise DataError(f"the page must hold {begin} and {end}")
+    return f"{head}{begin}\n{results_block(comparison, RESULTS_FILES[place])}\n{end}{tail}"
 
 
 def main(root: Path) -> None:
     """Write docs/observation.md and the results of README.md."""
     write_text(root / "docs" / "observation.md", observation_page())
     readme = root / "README.md"
-    write_text(readme, with_results(readme.read_text(encoding="utf-8"), read_json(root / RESULTS_FILE)))
+    page = readme.read_text(encoding="utf-8")
+    for place, file in RESULTS_FILES.items():
+        page = with_results(page, place, read_json(root / file))
+    write_text(readme, page)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from evcs_gym.envs.market import observation as market_observation
 from evcs_gym.envs.specs import shipped
 from evcs_gym.evaluation.benchmark import game_of
 from evcs_gym.evaluation.cli import app
-from evcs_gym.evaluation.pages import RESULTS_FILE, observation_page, with_results
+from evcs_gym.evaluation.pages import RESULTS_FILES, observation_page, with_results
 from evcs_gym.evaluation.records import read_json
 
 ROOT = Path(__file__).parents[1]
@@ -209,11 +209,12 @@ def test_the_changelog_begins_with_this_version() -> None:
     assert versions[0][0] == importlib.metadata.version("evcs-gym")
 
 
-def test_results_in_the_readme_are_those_of_the_result_file() -> None:
+@pytest.mark.parametrize("place", RESULTS_FILES)
+def test_results_in_the_readme_are_those_of_the_result_files(place: str) -> None:
     readme = text_of(ROOT / "README.md")
-    assert with_results(readme, read_json(ROOT / RESULTS_FILE)) == readme
+    assert with_results(readme, place, read_json(ROOT / RESULTS_FILES[place])) == readme
 
 
 def test_a_page_without_a_place_for_results_is_refused() -> None:
     with pytest.raises(DataError, match=r"must hold <!-- results:begin --> and <!-- results:end -->"):
-        with_results("no place", read_json(ROOT / RESULTS_FILE))
+        with_results("no place", "results", read_json(ROOT / RESULTS_FILES["results"]))
