@@ -65,12 +65,12 @@ def market_rollout(
     for _ in range(N_SLOTS):
         before = stage.state
         stage.state, outcome = step(world, before, policy.decide(stage), operator)
-        violated += _violated(world, before, outcome)
+        violated += slots_outside(world, before, outcome)
         outcomes.append(outcome)
-    return _collect(world, stage.state, outcomes, violated, keep_outcomes)
+    return collect_slots(world, stage.state, outcomes, violated, keep_outcomes)
 
 
-def _violated(world: MarketWorld, state: MarketState, outcome: MarketOutcome) -> IntArray:
+def slots_outside(world: MarketWorld, state: MarketState, outcome: MarketOutcome) -> IntArray:
     """Rows (B,) whose slot is outside an effective limit: 1, else 0."""
     grid, at = world.grid, state.day * N_SLOTS + state.slot
     limits = Limits(**{name: getattr(grid.limits, name)[at] for name in Limits.__dataclass_fields__})
@@ -82,9 +82,15 @@ def _violated(world: MarketWorld, state: MarketState, outcome: MarketOutcome) ->
     return np.asarray(worst > ACCEPTED_OFF, dtype=np.int64)
 
 
-def _collect(
-    world: MarketWorld, end: MarketState, outcomes: list[MarketOutcome], n_violations: IntArray, keep_outcomes: bool
+def collect_slots(
+    world: MarketWorld,
+    end: MarketState,
+    outcomes: list[MarketOutcome],
+    n_violations: IntArray,
+    keep_outcomes: bool = False,
 ) -> MarketRollout:
+    """The record of days that ended in a state, from the outcomes of their slots in order."""
+
     def energy_kwh(name: str) -> FloatArray:
         return np.asarray(SLOT_H * sum(np.abs(getattr(o, name)).sum(axis=1) for o in outcomes))
 
@@ -99,7 +105,7 @@ def _collect(
         terms=terms,
         income_eur=terms.ev_income_eur.sum(axis=1),
         traded_kwh=np.asarray(SLOT_H * sum(o.volume_kw for o in outcomes)),
-        asked_kwh=SLOT_H * world.days.ev_kw.sum(axis=(1, 2)),
+        asked_kwh=energy_kwh("ev_kw"),
         unserved_kwh=energy_kwh("unserved_kw"),
         curtailed_kwh=energy_kwh("curtailed_kw"),
         held_kwh=energy_kwh("held_kw"),

@@ -302,13 +302,29 @@ def compare(
     split: SplitName = Split.test,
     scenario: ScenarioName = None,
     out: Annotated[Path | None, typer.Option(help="Folder for comparison.json, days.csv and report.html.")] = None,
+    retail: Annotated[
+        list[str] | None,
+        typer.Option(help="Where drivers respond: a rule for retail prices, may be repeated.", show_default="own"),
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Put policies beside each other and the proven bound, on the same days."""
+    """Put policies beside each other and the proven bound, on the same days.
+
+    Where drivers respond (responsive_demand of a scenario) there is no bound: rules, by profit, time and energy;
+    no report.html, but stations.csv.
+    """
+    from evcs_gym.envs.errors import ConfigError
     from evcs_gym.evaluation import benchmark
     from evcs_gym.evaluation.records import as_json as json_of
     from evcs_gym.evaluation.report import profit_table, rich_table
 
+    if problem == "market" and scenario is not None:
+        city = _load_scenario(scenario)
+        if city.responsive_spec is not None:
+            _compare_responsive(city, policies, retail, days, split, out, as_json)
+            return
+    if retail:
+        raise ConfigError("compare: --retail needs a scenario of the market with responsive_demand; leave it out")
     options: dict[str, Any] = {"n_days": days, "split": split.value, "scenario": scenario, "out": out}
     with _quiet_stdout(), _StageProgress(console=_stderr()) as progress:
         comparison = benchmark.compare(problem, policies, **options, listener=progress.show)
@@ -320,6 +336,30 @@ def compare(
             _stdout().print(profit_table(comparison))
     if out is not None:
         _stderr().print(f"report: {out / 'report.html'}", soft_wrap=True)
+
+
+def _compare_responsive(
+    city: "Scenario",
+    policies: list[str],
+    retail: list[str] | None,
+    days: int,
+    split: Split,
+    out: Path | None,
+    in_json: bool,
+) -> None:
+    from evcs_gym.evaluation.records import as_json
+    from evcs_gym.evaluation.responsive import OWN_RETAIL, compare_responsive
+    from evcs_gym.evaluation.responsive_tables import responsive_tables
+
+    with _quiet_stdout(), _StageProgress(console=_stderr()) as progress:
+        comparison = compare_responsive(city, policies, retail or OWN_RETAIL, days, split.value, out, progress.show)
+    if in_json:
+        typer.echo(as_json(comparison))
+    else:
+        for table in responsive_tables(comparison):
+            _stdout().print(table)
+    if out is not None:
+        _stderr().print(f"numbers: {out / 'comparison.json'}", soft_wrap=True)
 
 
 @app.command()

@@ -199,7 +199,7 @@ class Comparison(Record):
         one.
         """
         data = {**self.__dict__, "results": (*self.results, result), "complete": complete}
-        return _validated(Comparison, data, "comparison")
+        return validated(Comparison, data, "comparison")
 
     def below_bound(self) -> tuple[tuple[str, int], ...]:
         """(label, day seed) of every cost below the bound: a defect of the bound or of the cost, never a
@@ -257,10 +257,10 @@ def policy_result(
         "note": note,
         "market": market,
     }
-    return _validated(PolicyResult, data, f"policy {label!r}")
+    return validated(PolicyResult, data, f"policy {label!r}")
 
 
-def _validated(record: type[R], data: object, where: str) -> R:
+def validated(record: type[R], data: object, where: str) -> R:
     """The record, or a DataError that says where and which field is wrong."""
     try:
         return record.model_validate(data)
@@ -356,12 +356,12 @@ def write_text(path: Path, text: str) -> Path:
     return path
 
 
-def write_json(path: Path, comparison: Comparison) -> Path:
+def write_json(path: Path, comparison: Record) -> Path:
     """Write a comparison as strict JSON."""
     return write_text(path, as_json(comparison) + "\n")
 
 
-def as_json(comparison: Comparison) -> str:
+def as_json(comparison: Record) -> str:
     """A comparison as strict JSON text: no NaN, no infinity."""
     return json.dumps(comparison.model_dump(mode="json"), allow_nan=False, indent=1)
 
@@ -372,7 +372,7 @@ def read_json(path: Path) -> Comparison:
     Raises:
         DataError: the file is missing, is not strict JSON or is not a comparison.
     """
-    return _validated(Comparison, _strict_json(path), str(path))
+    return validated(Comparison, _strict_json(path), str(path))
 
 
 def _strict_json(path: Path) -> object:
@@ -480,15 +480,16 @@ def station_rows(comparison: Comparison) -> tuple[StationRow, ...]:
 
 def write_csv(path: Path, comparison: Comparison) -> Path:
     """Write `day_rows` as CSV; an empty field stands for None."""
-    return _write_rows(path, DayRow, day_rows(comparison))
+    return write_rows(path, DayRow, day_rows(comparison))
 
 
 def write_station_csv(path: Path, comparison: Comparison) -> Path:
     """Write `station_rows` as CSV; an empty field stands for None."""
-    return _write_rows(path, StationRow, station_rows(comparison))
+    return write_rows(path, StationRow, station_rows(comparison))
 
 
-def _write_rows(path: Path, kind: type[Record], rows: Iterable[Record]) -> Path:
+def write_rows(path: Path, kind: type[Record], rows: Iterable[Record]) -> Path:
+    """Write records of one kind as CSV; an empty field stands for None."""
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(kind.model_fields), lineterminator="\n")
     writer.writeheader()
@@ -503,7 +504,7 @@ def read_csv(path: Path) -> tuple[DayRow, ...]:
         DataError: the file is missing, or a line is not a `DayRow`; the message names the line.
     """
     return tuple(
-        _validated(DayRow, {key: value or None for key, value in line.items()}, f"{path}: line {number}")
+        validated(DayRow, {key: value or None for key, value in line.items()}, f"{path}: line {number}")
         for number, line in enumerate(_csv_lines(path, DayRow.model_fields), start=2)
     )
 

@@ -180,7 +180,7 @@ def profit_rows(comparison: Comparison) -> tuple[tuple[str, ...], ...]:
 def profit_table(comparison: Comparison) -> Table:
     """Profit of each station under each policy [EUR/day], for the terminal."""
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, title_style="bold")
-    common = _common_start(comparison.stations)
+    common = common_start(comparison.stations)
     named = f" ({common}...)" if common else ""
     table.title, table.title_justify = Text(f"Profit of each station{named}, EUR/day"), "left"
     table.add_column("policy", overflow="fold")
@@ -191,7 +191,7 @@ def profit_table(comparison: Comparison) -> Table:
     return table
 
 
-def _common_start(names: Sequence[str]) -> str:
+def common_start(names: Sequence[str]) -> str:
     """Letters with which all names begin; none of a single name, which would be all of it."""
     if len(names) < 2:
         return ""

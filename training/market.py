@@ -30,7 +30,7 @@ LEAST_KW: Final = 50.0
 
 
 def refuse_answering_drivers(scenario: Scenario) -> None:
-    """Policies are trained and scored on the day's own traffic.
+    """Policies are trained, and scored against the bound, on the day's own traffic.
 
     Raises:
         ConfigError: a scenario with responsive demand.
@@ -38,7 +38,8 @@ def refuse_answering_drivers(scenario: Scenario) -> None:
     if scenario.responsive_spec is not None:
         raise ConfigError(
             f"{scenario.name}: responsive_demand must be off where policies of the market are trained or compared "
-            "(bound and captured share are defined without it), got a scenario with it; leave it out"
+            "with the bound (it and captured share are defined without), got a scenario with it; leave it out, or "
+            "compare rules by profit, travel time and served energy with compare_responsive"
         )
 
 
