@@ -50,14 +50,14 @@ def check_data() -> None:
     must(len(load_profiles().price_eur_per_kwh) > 0, "profiles are empty")
     load_travel_tables()
     load_vehicle_models()
-    for feeder in ("synthetic33", "case33bw"):
-        must(len(load_feeder(feeder).parent) == 33, f"feeder {feeder} is not whole")
+    for feeder, n_buses in (("synthetic33", 33), ("case33bw", 33), ("ieee13", 17), ("ieee123", 131)):
+        must(len(load_feeder(feeder)) == n_buses, f"feeder {feeder} is not whole")
     must(bool(shipped_scenarios()) and bool(shipped("training")), "scenarios or training presets are missing")
     for scenario in shipped_scenarios():
         load_scenario(scenario)
     for preset in shipped("training"):
         load_preset(preset)
-    for package, name in (("data", "SOURCES.md"), ("fleet", "env.py")):
+    for package, name in (("data", "SOURCES.md"), ("fleet", "env.py"), ("market", "env.py")):
         must((importlib.resources.files(f"evcs_gym.envs.{package}") / name).is_file(), f"{name} is missing")
     must((importlib.resources.files("evcs_gym.evaluation") / "report.html").is_file(), "report.html is missing")
 
@@ -83,20 +83,23 @@ def check_environments() -> None:
 
 
 def check_optimum() -> None:
-    """A day is solved: Pyomo, the solver, and the process it runs in are all there."""
+    """A day of every world of every city is solved: Pyomo, the solvers, and the process they run in are all there."""
     from evcs_gym.baselines import optimum
     from evcs_gym.envs import load_scenario, shipped_scenarios
 
-    scenario = load_scenario(shipped_scenarios()[0])
-    solution = optimum(scenario, scenario.day(0, "test"))
-    must(solution.lower_bound_eur <= solution.cost_eur + 1e-6, f"bound above cost: {solution.as_dict()}")
+    for name in shipped_scenarios():
+        scenario = load_scenario(name)
+        worlds = {"normal_charging": scenario.has_home_charging, "market": scenario.has_stations}
+        for problem in (problem for problem, there in worlds.items() if there):
+            solution = optimum(scenario, scenario.day(0, "test"), problem)
+            must(solution.lower_bound_eur <= solution.cost_eur + 1e-6, f"bound above cost: {solution.as_dict()}")
 
 
 def check_command_line() -> None:
     """The entry point is installed and names its commands."""
     command = Path(sys.executable).parent / "evcs-gym"
     done = subprocess.run([str(command), "--help"], capture_output=True, text=True, timeout=120, check=True)
-    for name in ("demo", "train", "compare", "solve", "doctor"):
+    for name in ("demo", "train", "compare", "solve", "doctor", "city", "render"):
         must(name in done.stdout, f"`evcs-gym --help` does not name {name}")
     subprocess.run([str(command), "train", "--help"], capture_output=True, timeout=120, check=True)
 
