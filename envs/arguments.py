@@ -32,4 +32,6 @@ def checked_action(action: Any, shape: tuple[int, ...], meaning: str) -> FloatAr
     if largest > 1.0 + 1e-6:
         worst = values.flat[np.abs(values).argmax()]
         raise DataError(f"the action must lie in [-1, 1], got {worst:.6g}; clip it as Stable-Baselines3 does")
+    if largest <= 1.0:
+        return values.copy()
     return np.minimum(np.maximum(values, -1.0), 1.0)  # only the rounding allowed above

@@ -21,6 +21,9 @@ def run_rows(
     Kernels must not raise.
     """
     n_threads = numba.get_num_threads() if n_rows >= parallel_from else 1
+    if n_threads == 1:
+        kernel(0, n_rows, *arguments)
+        return
     n_blocks = -(-n_rows // block)
     bounds = [min(n_blocks * k // n_threads * block, n_rows) for k in range(n_threads + 1)]
     threads = [

@@ -16,7 +16,7 @@ from evcs_gym.envs.market.core import (
     with_reset_rows,
 )
 from evcs_gym.envs.market.operators import PRO_RATA, Operator
-from evcs_gym.envs.market.play import check_team_frac, reward_eur, scaled_action
+from evcs_gym.envs.market.play import check_team_frac, reward_eur, scaled_action, storage_action
 from evcs_gym.envs.market.responsive import (
     Drivers,
     ResponsiveState,
@@ -147,6 +147,10 @@ class MarketBatch:
     def market_action(self, action: FloatArray) -> MarketAction:
         """Wishes and asks of the first two numbers in [-1, 1] of an action (B, S, n_numbers)."""
         return scaled_action(self.world, self.running(), self.plan, action, self.residual)
+
+    def storage_action(self, storage: FloatArray) -> MarketAction:
+        """Wishes of numbers in [-1, 1], (B, S); asks stand at the export price."""
+        return storage_action(self.world, self.running(), self.plan, storage, self.residual)
 
     def retail_eur_per_kwh(self, action: FloatArray) -> FloatArray | None:
         """Retail prices of the third, between the least and the largest that stations may ask; None without them."""

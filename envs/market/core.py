@@ -6,6 +6,7 @@ all pass through ``step``; equal inputs give equal outputs, inputs are untouched
 """
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -128,7 +129,7 @@ class MarketOutcome:
     voltage_pu: ComplexArray
     loss_kw: FloatArray
 
-    @property
+    @cached_property
     def profit_eur(self) -> FloatArray:
         """Profit of every station in the slot, (B, S): the sum of the named terms."""
         return np.asarray(sum(self.terms))
@@ -158,7 +159,8 @@ def step(
     (n_rows, n_stations), wish, ask = state.energy_kwh.shape, action.storage_kw, action.ask_eur_per_kwh
     hand, answer = kernels.empty_hand(n_rows, n_stations), empty_answer(n_rows, n_stations, len(world.feeder))
     terms, community = kernels.empty_terms(n_rows, n_stations), np.empty(n_rows)
-    energy, at = np.empty_like(state.energy_kwh), state.day * N_SLOTS + state.slot
+    energy, n_rounds = np.empty((n_rows, n_stations)), np.empty(n_rows, dtype=np.int64)
+    at = state.day * N_SLOTS + state.slot
     drivers = prepared_demand(world, state) if demand is None else demand
     known = (world.days, world.assets, world.rules, state.day, state.slot, state.energy_kwh, drivers)
 
@@ -168,7 +170,7 @@ def step(
         # caps where a limit breaks, and the power flow under them
         operator.answer(first, stop, world.grid, at, hand.position_kw, state.voltage_pu, answer)
         # stations follow their caps and the auction is cleared again; then money and energy
-        kernels.settle_rows(first, stop, *known, ask, answer.cap_kw, hand, terms, community, energy)
+        kernels.settle_rows(first, stop, *known, ask, answer.cap_kw, hand, terms, community, energy, n_rounds)
 
     many = operator.in_threads and world.feeder.equipment is None
     run_rows(rows, n_rows, (), parallel_from=PARALLEL_FROM_ROWS if many else n_rows + 1, block=LANES)
@@ -186,16 +188,18 @@ def step(
         voltage_pu=answer.voltage_pu,
         loss_kw=answer.loss_pu * PHASE_BASE_KVA,
     )
-    return _advanced(world, state, energy, outcome), outcome
+    return _advanced(world, state, energy, n_rounds, outcome), outcome
 
 
 def prepared_demand(world: MarketWorld, state: MarketState) -> Demand:
     """What drivers ask for in the state's slot at the stations' own retail prices: the day's traffic."""
     retail = np.array(world.assets.retail_eur_per_kwh, ndmin=2)
-    return Demand(np.array(world.days.ev_kw[state.day, state.slot], order="C"), retail)
+    return Demand(np.ascontiguousarray(world.days.ev_kw[state.day, state.slot]), retail)
 
 
-def _advanced(world: MarketWorld, state: MarketState, energy_kwh: FloatArray, outcome: MarketOutcome) -> MarketState:
+def _advanced(
+    world: MarketWorld, state: MarketState, energy_kwh: FloatArray, n_rounds: IntArray, outcome: MarketOutcome
+) -> MarketState:
     """The state of the next slot: what was published to all, and to each station its own."""
     voltage = outcome.voltage_pu
     if not outcome.converged.all():  # a collapsed flow is no start for the next one: the row starts flat again
@@ -211,7 +215,7 @@ def _advanced(world: MarketWorld, state: MarketState, energy_kwh: FloatArray, ou
         position_kw=outcome.position_kw,
         accepted_kw=outcome.accepted_kw,
         cap_kw=outcome.cap_kw,
-        n_rounds=np.asarray(np.isfinite(outcome.cap_kw).any(axis=1), dtype=np.int64),
+        n_rounds=n_rounds,
     )
 
 

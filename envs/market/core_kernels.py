@@ -174,6 +174,7 @@ def settle_rows(
     terms: Terms,
     community_eur: FloatArray,
     next_energy_kwh: FloatArray,
+    n_rounds: IntArray,
 ) -> None:
     """Stations follow their caps, the auction is cleared again where there are any; then money and energy."""
     order = np.empty(ask.shape[1], dtype=np.int64)
@@ -187,6 +188,7 @@ def settle_rows(
                 least, largest = power_interval(energy_kwh[row, n], assets, n)
                 _put(hand, row, n, follow(_get(hand, row, n), cap_kw[row, n], least, largest))
             hand.moved_kw[row, n] = hand.storage_kw[row, n] - before
+        n_rounds[row] = 1 if capped else 0
         if capped:
             _clear(days, rules, d, t, row, ask, order, hand)
         supply, wanted, other_eur = 0.0, 0.0, 0.0

@@ -148,7 +148,7 @@ def known_options(options: dict[str, Any] | None) -> dict[str, Any]:
 
 def row_terms(terms: Any, row: int) -> dict[str, Any]:
     """Named numbers of one environment, for its ``info``."""
-    return {name: values[row].item() if values.ndim == 1 else values[row].copy() for name, values in terms.items()}
+    return {name: values.item(row) if values.ndim == 1 else values[row].copy() for name, values in terms.items()}
 
 
 class _RoleEnv(gym.Env[np.ndarray, np.ndarray]):

@@ -95,10 +95,13 @@ class Answer(NamedTuple):
 
 def empty_answer(n_rows: int, n_stations: int, n_buses: int) -> Answer:
     """An answer that lets every position pass, for an operator to fill."""
+    cap_kw, factor = np.empty((n_rows, n_stations)), np.empty(n_rows)
+    cap_kw.fill(np.inf)
+    factor.fill(1.0)
     return Answer(
-        cap_kw=np.full((n_rows, n_stations), np.inf),
+        cap_kw=cap_kw,
         adjusted_kw=np.empty((n_rows, n_stations)),
-        factor=np.ones(n_rows),
+        factor=factor,
         n_extra_flows=np.zeros(n_rows, dtype=np.int64),
         voltage_pu=np.empty((n_rows, n_buses, 3), dtype=np.complex128),
         loss_pu=np.zeros(n_rows),

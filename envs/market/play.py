@@ -27,11 +27,22 @@ def scaled_action(
     residual: the storage power is added to that of the station's own plan.
     """
     low, high = (edge[:, None] for edge in ask_band(world, state))
-    storage_kw = action[..., 0] * world.assets.storage_kw
-    if residual:
-        storage_kw = storage_kw + plan.storage_kw
     ask = np.clip(low + (0.5 + 0.5 * action[..., 1]) * (high - low), low, high)
-    return MarketAction(storage_kw, ask)
+    return MarketAction(_wish_kw(world, plan, action[..., 0], residual), ask)
+
+
+def storage_action(
+    world: MarketWorld, state: MarketState, plan: OwnPlan, action: FloatArray, residual: bool = True
+) -> MarketAction:
+    """Wishes of numbers in [-1, 1], (B, S), as `scaled_action` makes them; asks stand at the export price."""
+    ask = np.empty(action.shape)
+    ask[...] = world.days.export_eur_per_kwh[state.day, state.slot][:, None]
+    return MarketAction(_wish_kw(world, plan, action, residual), ask)
+
+
+def _wish_kw(world: MarketWorld, plan: OwnPlan, action: FloatArray, residual: bool) -> FloatArray:
+    wish_kw = action * world.assets.storage_kw
+    return wish_kw + plan.storage_kw if residual else wish_kw
 
 
 def reward_eur(
@@ -50,7 +61,7 @@ def reward_eur(
     if reward_shift:
         profit = profit - world.features.idle_eur[before.day, before.slot]
     if team_frac == 0.0:
-        return profit
+        return profit.copy()  # the outcome keeps its own
     return np.asarray((1.0 - team_frac) * profit + team_frac * profit.sum(axis=1, keepdims=True))
 
 
@@ -81,9 +92,9 @@ def check_team_frac(team_frac: float) -> float:
 
 def slot_terms(outcome: MarketOutcome) -> dict[str, np.ndarray]:
     """Named terms of a slot, one number per environment (B,): sums over stations in EUR and kW, what was published."""
-    money = np.array(outcome.terms).sum(axis=2)
     names = ("curtailed_kw", "unserved_kw", "moved_kw", "held_kw")
-    power = np.array([getattr(outcome, name) for name in names]).sum(axis=2)
+    sums = np.array([*outcome.terms, *(getattr(outcome, name) for name in names)]).sum(axis=2)
+    money, power = sums[: len(outcome.terms)], sums[len(outcome.terms) :]
     return {
         "community_eur": outcome.community_eur,
         "profit_eur": money.sum(axis=0),
@@ -115,5 +126,5 @@ def published_terms(outcome: MarketOutcome) -> dict[str, np.ndarray]:
 
 def lowest_voltage_pu(outcome: MarketOutcome) -> FloatArray:
     """Lowest voltage of any bus and phase, (B,); absent phases are not looked at."""
-    size = np.abs(outcome.voltage_pu).reshape(len(outcome.voltage_pu), -1)
-    return np.asarray(np.where(size > 0.0, size, np.inf).min(axis=1))
+    size = np.abs(outcome.voltage_pu)
+    return np.asarray(np.minimum.reduce(size, axis=(1, 2), initial=np.inf, where=size > 0.0))

@@ -80,7 +80,7 @@ class Central:
     def market_action(self, batch: MarketBatch, action: FloatArray) -> MarketAction:
         """See `Role`."""
         storage = action[..., 0] if self.responsive else action
-        return batch.market_action(np.stack([storage, np.full_like(storage, -1.0)], axis=-1))
+        return batch.storage_action(storage)
 
     def retail_eur_per_kwh(self, batch: MarketBatch, action: FloatArray) -> FloatArray | None:
         """See `Role`."""

@@ -11,7 +11,7 @@ from numba import njit
 
 from evcs_gym.envs.market.core import PARALLEL_FROM_ROWS, MarketState, MarketWorld, ask_band
 from evcs_gym.envs.market.core_kernels import MarketDays, MarketRules
-from evcs_gym.envs.market.features import N_FEATURES, Float32Array, observe_rows
+from evcs_gym.envs.market.features import N_FEATURES, Features, Float32Array, observe_rows
 from evcs_gym.envs.market.station import Assets, power_interval
 from evcs_gym.envs.market.station_dp import N_ENERGIES, decide, plan_rows, truthful_ask
 from evcs_gym.envs.threads import run_rows
@@ -98,16 +98,10 @@ def look(world: MarketWorld, state: MarketState) -> tuple[OwnPlan, Float32Array]
     """The stations' own plans, and what each station observes, (B, S, F): see `observation.OBSERVATION`."""
     plan, planning = _planning(world, state)
     seen = np.empty((*state.energy_kwh.shape, N_FEATURES), dtype=np.float32)
-    now = (state.day, state.slot, state.energy_kwh, state.price_eur_per_kwh, state.volume_kw)
-    own = (state.position_kw, state.accepted_kw, state.cap_kw)
-    planned = (plan.storage_kw, plan.ask_eur_per_kwh, plan.water_eur_per_kwh)
-    arguments = (world.days, world.assets, world.rules, world.features, *now, *own, *planned, seen)
-
-    def rows(first: int, stop: int) -> None:
-        _decide_rows(first, stop, *planning)
-        observe_rows(first, stop, *arguments)
-
-    run_rows(rows, len(state.day), (), parallel_from=PARALLEL_FROM_ROWS)
+    published = (state.price_eur_per_kwh, state.volume_kw, state.position_kw, state.accepted_kw, state.cap_kw)
+    run_rows(
+        _look_rows, len(state.day), (*planning, world.features, *published, seen), parallel_from=PARALLEL_FROM_ROWS
+    )
     return plan, seen
 
 
@@ -115,7 +109,7 @@ def _planning(world: MarketWorld, state: MarketState) -> tuple[OwnPlan, tuple[An
     """An empty plan, and what `_decide_rows` fills it from."""
     shape = state.energy_kwh.shape
     rows = world.plan_row[state.day]
-    unknown = np.flatnonzero((rows < 0) & (state.slot < N_SLOTS))
+    unknown = ((rows < 0) & (state.slot < N_SLOTS)).nonzero()[0]
     fresh = np.empty((len(unknown), shape[1], world.days.pv_kw.shape[1] + 1, N_ENERGIES))
     if len(unknown):
         seen = view(world, _some(state, unknown))
@@ -201,3 +195,35 @@ def _decide_rows(
             storage_kw[row, n], water[row, n] = done
             fee = rules.network_fee_eur_per_kwh
             ask[row, n] = truthful_ask(done, energy, imports, exports, fee, assets, n)
+
+
+@njit(cache=True, nogil=True)
+def _look_rows(
+    first: int,
+    stop: int,
+    days: MarketDays,
+    assets: Assets,
+    rules: MarketRules,
+    day: IntArray,
+    slot: IntArray,
+    energy_kwh: FloatArray,
+    plan_row: IntArray,
+    known_value: FloatArray,
+    fresh_value: FloatArray,
+    storage_kw: FloatArray,
+    ask: FloatArray,
+    water: FloatArray,
+    features: Features,
+    price: FloatArray,
+    volume_kw: FloatArray,
+    position_kw: FloatArray,
+    accepted_kw: FloatArray,
+    cap_kw: FloatArray,
+    seen: Float32Array,
+) -> None:
+    """Plans and observations in one launch: handing the records of a world over takes longer than a row of both."""
+    planned = (storage_kw, ask, water)
+    now = (day, slot, energy_kwh)
+    _decide_rows(first, stop, days, assets, rules, *now, plan_row, known_value, fresh_value, *planned)
+    own = (price, volume_kw, position_kw, accepted_kw, cap_kw)
+    observe_rows(first, stop, days, assets, rules, features, *now, *own, *planned, seen)

@@ -17,7 +17,7 @@ from evcs_gym.envs.draws import draw_days, uniform_of
 from evcs_gym.envs.errors import ConfigError
 from evcs_gym.envs.market.batch import MarketBatch
 from evcs_gym.envs.market.core import MarketAction, MarketWorld, ask_band, initial_state, step
-from evcs_gym.envs.market.play import reward_eur, scaled_action, slot_terms
+from evcs_gym.envs.market.play import reward_eur, scaled_action, slot_terms, storage_action
 from evcs_gym.envs.market.pool import load_market_pool
 from evcs_gym.envs.market.prepare import market_world
 from evcs_gym.envs.market.view import own_plan
@@ -62,6 +62,18 @@ def test_the_ends_of_the_action_are_the_ends_of_the_band(world: MarketWorld) -> 
         step(world, state, action)  # accepted: rounding does not leave the band
 
 
+@pytest.mark.parametrize("residual", [False, True])
+def test_numbers_for_storage_alone_are_actions_whose_ask_is_the_least_bit_for_bit(
+    world: MarketWorld, residual: bool
+) -> None:
+    state = initial_state(world, np.arange(4))
+    plan, numbers = own_plan(world, state), np.random.default_rng(0).uniform(-1.0, 1.0, (4, 8))
+    alone = storage_action(world, state, plan, numbers, residual)
+    both = scaled_action(world, state, plan, np.stack([numbers, np.full_like(numbers, -1.0)], axis=-1), residual)
+    np.testing.assert_array_equal(alone.storage_kw, both.storage_kw)
+    np.testing.assert_array_equal(alone.ask_eur_per_kwh, both.ask_eur_per_kwh)
+
+
 @settings(deadline=None, max_examples=40)
 @given(seed=st.integers(0, 2**32 - 1), slot=st.integers(0, N_SLOTS - 1), residual=st.booleans())
 def test_any_numbers_become_asks_in_the_band_and_powers_that_are_executed_within_the_storage(
@@ -87,6 +99,16 @@ def test_rewards_are_own_profit_team_profit_or_a_mix(world: MarketWorld) -> None
     np.testing.assert_array_equal(own, outcome.profit_eur)
     np.testing.assert_allclose(team, np.repeat(own.sum(axis=1, keepdims=True), 8, axis=1), atol=1e-12)
     np.testing.assert_allclose(reward_eur(world, state, outcome, 0.25), 0.75 * own + 0.25 * team, atol=1e-12)
+
+
+def test_a_reward_may_be_changed_in_place_without_changing_the_profit(world: MarketWorld) -> None:
+    state = initial_state(world, np.arange(4))
+    _, outcome = step(world, state, random_action(world, state, np.random.default_rng(2)))
+    profit = outcome.profit_eur.copy()
+    np.testing.assert_array_equal(profit, sum(outcome.terms))
+    reward = reward_eur(world, state, outcome)
+    reward *= 0.0
+    np.testing.assert_array_equal(outcome.profit_eur, profit)
 
 
 def test_the_reward_shift_is_what_an_idle_station_without_a_market_earns() -> None:
