@@ -6,14 +6,14 @@ import gymnasium as gym
 import numpy as np
 
 from evcs_gym.envs.arguments import as_scenario, checked_action
-from evcs_gym.envs.day import Day, with_devices
+from evcs_gym.envs.day import Day
 from evcs_gym.envs.draws import draw_days
 from evcs_gym.envs.errors import ConfigError
 from evcs_gym.envs.fleet import normal
 from evcs_gym.envs.fleet.observation import action_space, observation_space
 from evcs_gym.envs.fleet.pool import load_pool
-from evcs_gym.envs.grid.devices import DeviceSchedule
 from evcs_gym.envs.pool import DEFAULT_POOL_DAYS
+from evcs_gym.envs.resets import given_day, known_options
 from evcs_gym.envs.scenario import Scenario
 from evcs_gym.envs.types import FloatArray
 from evcs_gym.envs.units import N_SLOTS
@@ -105,32 +105,16 @@ class NormalChargingEnv(gym.Env[np.ndarray, np.ndarray]):
         ``options["devices"]``: a `DeviceSchedule` for the given day; its effective limits stay as they are.
         """
         super().reset(seed=seed)
-        unknown = set(options or {}) - {"day", "devices"}
-        if unknown:
-            raise ConfigError(f"reset options must be among ['day', 'devices'], got {sorted(unknown)}")
-        day = self._under_given_devices((options or {}).get("day"), (options or {}).get("devices"))
+        known = known_options(options)
+        day = given_day(self.scenario, known.get("day"), known.get("devices"))
         if day is None:
-            self.world, row = (
-                self._pool,
-                int(draw_days(self.np_random, np.zeros(1, dtype=np.int64), self._pool.n_days)[0]),
-            )
-        elif isinstance(day, Day):
-            self.world, row = normal.make_world(self.scenario, [day]), 0
+            self.world = self._pool
+            row = int(draw_days(self.np_random, np.zeros(1, dtype=np.int64), self._pool.n_days)[0])
         else:
-            raise ConfigError(f"options['day'] must be a Day (scenario.day(seed)), got {type(day).__name__}")
+            self.world, row = normal.make_world(self.scenario, [day]), 0
         self._own_day = day
         self.state = normal.initial_state(self.world, np.array([row]))
         return normal.observe(self.world, self.state)[0], {"day_seed": self._day_seed(row)}
-
-    def _under_given_devices(self, day: Any, devices: Any) -> Any:
-        if devices is None:
-            return day
-        if not isinstance(day, Day) or not isinstance(devices, DeviceSchedule):
-            raise ConfigError(
-                "options['devices'] must be a DeviceSchedule, given together with options['day'], got "
-                f"{type(devices).__name__} and {type(day).__name__}"
-            )
-        return with_devices(self.scenario, day, devices)
 
     def _day_seed(self, row: int) -> int:
         return self._own_day.seed if self._own_day is not None else row

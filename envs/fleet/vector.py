@@ -16,6 +16,7 @@ from evcs_gym.envs.fleet.env import DEFAULT_SCENARIO, check_action
 from evcs_gym.envs.fleet.observation import action_space, observation_space
 from evcs_gym.envs.fleet.pool import load_pool
 from evcs_gym.envs.pool import DEFAULT_POOL_DAYS
+from evcs_gym.envs.resets import final_rows, marked_rows
 from evcs_gym.envs.scenario import Scenario
 from evcs_gym.envs.types import BoolArray, FloatArray, IntArray
 from evcs_gym.envs.units import N_SLOTS
@@ -126,25 +127,11 @@ class NormalChargingVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
         """New days in all rows, or in those of ``options["reset_mask"]`` (B,)."""
-        if isinstance(seed, list) and None in seed:
-            raise ConfigError(f"a list of seeds must hold integers only, got {seed!r}")
-        unknown = set(options or {}) - {"reset_mask"}
-        if unknown:
-            raise ConfigError(f"reset options must be among ['reset_mask'], got {sorted(unknown)}")
-        rows = self._reset_rows((options or {}).get("reset_mask"))
+        rows = marked_rows(seed, options, self.num_envs)
+        if rows is not None:
+            self.batch.running()  # before the first reset there is nothing to keep in the other rows
         observation = self.batch.reset(seed, rows)
         return observation, {"day_seed": self.batch.running().day.copy()}
-
-    def _reset_rows(self, mask: Any) -> BoolArray | None:
-        if mask is None:
-            return None
-        rows = np.asarray(mask)
-        if rows.shape != (self.num_envs,) or rows.dtype != np.bool_ or not rows.any():
-            raise ConfigError(
-                f"options['reset_mask'] must be a bool array ({self.num_envs},) with at least one True, got {mask!r}"
-            )
-        self.batch.running()  # before the first reset there is nothing to keep in the other rows
-        return rows
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, FloatArray, BoolArray, BoolArray, dict[str, Any]]:
         """One slot of every environment; true EUR of every row stand in the infos."""
@@ -153,10 +140,8 @@ class NormalChargingVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         infos: dict[str, Any] = dict(step_terms(result.outcome))
         infos.update({f"_{name}": everywhere for name in tuple(infos)})
         if result.ended.any():
-            final = np.full(self.num_envs, None, dtype=object)
-            for row, observation in zip(np.flatnonzero(result.ended), result.final_observation, strict=True):
-                final[row] = observation
-            infos["final_obs"], infos["_final_obs"] = final, result.ended.copy()
+            infos["final_obs"] = final_rows(result.ended, result.final_observation)
+            infos["_final_obs"] = result.ended.copy()
             infos["infeasible_kwh"], infos["_infeasible_kwh"] = result.infeasible_kwh, result.ended.copy()
             infos["final_info"] = {name: infos[name] for name in (*step_terms(result.outcome), "infeasible_kwh")}
             infos["_final_info"] = result.ended.copy()

@@ -6,10 +6,9 @@ import gymnasium as gym
 import numpy as np
 
 from evcs_gym.envs.arguments import as_scenario, checked_action
-from evcs_gym.envs.day import Day, with_devices
+from evcs_gym.envs.day import Day
 from evcs_gym.envs.draws import draw_days
 from evcs_gym.envs.errors import ConfigError
-from evcs_gym.envs.grid.devices import DeviceSchedule
 from evcs_gym.envs.market.batch import MarketBatch, MarketBatchStep
 from evcs_gym.envs.market.core import MarketAction, MarketState
 from evcs_gym.envs.market.operators import PRO_RATA, Operator
@@ -18,6 +17,7 @@ from evcs_gym.envs.market.pool import any_world, load_any_pool
 from evcs_gym.envs.market.roles import Central, Role, bidder, told
 from evcs_gym.envs.market.view import MarketView, OwnPlan
 from evcs_gym.envs.pool import DEFAULT_POOL_DAYS
+from evcs_gym.envs.resets import given_day, known_options
 from evcs_gym.envs.scenario import Scenario
 from evcs_gym.envs.types import FloatArray
 from evcs_gym.envs.units import N_SLOTS
@@ -75,21 +75,13 @@ class OneMarket:
         Raises:
             ConfigError: a day that is none, devices without a day.
         """
-        if devices is not None:
-            if not isinstance(day, Day) or not isinstance(devices, DeviceSchedule):
-                raise ConfigError(
-                    "options['devices'] must be a DeviceSchedule, given together with options['day'], got "
-                    f"{type(devices).__name__} and {type(day).__name__}"
-                )
-            day = with_devices(self.scenario, day, devices)
+        day = given_day(self.scenario, day, devices)
         if day is None:
             self.batch.enter(self._pool)
             row = draw_days(rng, _ROW, self.batch.world.n_days)
-        elif isinstance(day, Day):
+        else:
             self.batch.enter(any_world(self.scenario, [day], self._pool))
             row = _ROW
-        else:
-            raise ConfigError(f"options['day'] must be a Day (scenario.day(seed)), got {type(day).__name__}")
         self._given, self.last, self.published_eur_per_kwh = day, None, []
         return self.batch.start(row)
 
@@ -132,18 +124,6 @@ def checked_render_mode(render_mode: str | None) -> str | None:
     if render_mode not in (None, *RENDER_MODES):
         raise ConfigError(f"render_mode must be None or one of {', '.join(RENDER_MODES)}, got {render_mode!r}")
     return render_mode
-
-
-def known_options(options: dict[str, Any] | None) -> dict[str, Any]:
-    """Options of a reset.
-
-    Raises:
-        ConfigError: an option that does not exist.
-    """
-    unknown = set(options or {}) - {"day", "devices"}
-    if unknown:
-        raise ConfigError(f"reset options must be among ['day', 'devices'], got {sorted(unknown)}")
-    return dict(options or {})
 
 
 def row_terms(terms: Any, row: int) -> dict[str, Any]:

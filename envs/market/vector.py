@@ -8,7 +8,6 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from evcs_gym.envs.arguments import as_scenario, checked_action
-from evcs_gym.envs.errors import ConfigError
 from evcs_gym.envs.market.batch import MarketBatch, MarketBatchStep
 from evcs_gym.envs.market.env import DEFAULT_SCENARIO
 from evcs_gym.envs.market.operators import PRO_RATA, Operator
@@ -17,6 +16,7 @@ from evcs_gym.envs.market.pool import load_any_pool
 from evcs_gym.envs.market.roles import Central, Role, bidder, told
 from evcs_gym.envs.market.view import MarketView, OwnPlan
 from evcs_gym.envs.pool import DEFAULT_POOL_DAYS
+from evcs_gym.envs.resets import final_rows, marked_rows
 from evcs_gym.envs.scenario import Scenario
 from evcs_gym.envs.types import BoolArray, FloatArray
 
@@ -53,25 +53,11 @@ class _RoleVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
         """New days in all rows, or in those of ``options["reset_mask"]`` (B,)."""
-        if isinstance(seed, list) and None in seed:
-            raise ConfigError(f"a list of seeds must hold integers only, got {seed!r}")
-        unknown = set(options or {}) - {"reset_mask"}
-        if unknown:
-            raise ConfigError(f"reset options must be among ['reset_mask'], got {sorted(unknown)}")
-        rows = self._reset_rows((options or {}).get("reset_mask"))
+        rows = marked_rows(seed, options, self.num_envs)
+        if rows is not None:
+            self.batch.running()  # before the first reset there is nothing to keep in the other rows
         seen = self.role.seen(self.batch.reset(seed, rows))
         return seen, {"day_seed": self.batch.running().day.copy()}
-
-    def _reset_rows(self, mask: Any) -> BoolArray | None:
-        if mask is None:
-            return None
-        rows = np.asarray(mask)
-        if rows.shape != (self.num_envs,) or rows.dtype != np.bool_ or not rows.any():
-            raise ConfigError(
-                f"options['reset_mask'] must be a bool array ({self.num_envs},) with at least one True, got {mask!r}"
-            )
-        self.batch.running()  # before the first reset there is nothing to keep in the other rows
-        return rows
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, FloatArray, BoolArray, BoolArray, dict[str, Any]]:
         """One slot of every row; named terms of the slot are arrays in the infos."""
@@ -88,10 +74,7 @@ class _RoleVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         everywhere = np.ones(self.num_envs, dtype=np.bool_)
         infos: dict[str, Any] = {**terms, **{f"_{name}": everywhere for name in terms}}
         if done.ended.any():
-            final = np.full(self.num_envs, None, dtype=object)
-            last = self.role.seen(done.final_observation)
-            for row, observation in zip(np.flatnonzero(done.ended), last, strict=True):
-                final[row] = observation
+            final = final_rows(done.ended, self.role.seen(done.final_observation))
             rows = done.ended.copy()
             infos |= {"final_obs": final, "_final_obs": rows, "final_info": terms, "_final_info": rows}
             infos |= {"day_seed": self.batch.running().day.copy(), "_day_seed": rows}
