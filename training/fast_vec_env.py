@@ -11,7 +11,7 @@ from evcs_gym.envs.fleet import fast
 from evcs_gym.envs.fleet.fast_batch import TERMS, FastBatch, check_actions, step_terms
 from evcs_gym.envs.fleet.fast_observation import action_space, observation_space
 from evcs_gym.envs.types import BoolArray, FloatArray
-from evcs_gym.training.vec_env import RowVecEnv
+from evcs_gym.training.vec_env import RowStep, RowVecEnv
 
 MASKS = "action_masks"
 """The method that sb3-contrib asks for."""
@@ -62,8 +62,8 @@ class FastChargingVecEnv(RowVecEnv):
     def _row_sum(self, values: FloatArray) -> FloatArray:
         return values
 
-    def _step_terms(self, outcome: fast.FastOutcome) -> Mapping[str, np.ndarray]:
-        return step_terms(outcome)
+    def _step_terms(self, done: RowStep) -> Mapping[str, np.ndarray]:
+        return step_terms(done.outcome)
 
     def _infos(self, outcome: fast.FastOutcome) -> list[dict[str, Any]]:
         names = ("cost_eur", *TERMS)
