@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130
-DEFAULT_SCENARIOS = {"market": "ieee33_twelve", "traffic": "ieee33_twelve"}
+DEFAULT_SCENARIOS = {"market": "ieee33_twelve", "traffic": "ieee33_twelve", "fast_charging": "ieee33_mobility"}
 """Scenario that a problem is solved in where none is named; others take the default city of the environments."""
 LOOPBACK = "127.0.0.1"
 TENSORBOARD = (sys.executable, "-m", "tensorboard.main")
@@ -189,6 +189,9 @@ def solve(
     network: Annotated[
         str | None, typer.Option(help="Market: what the programme knows of the network.", show_default="none")
     ] = None,
+    horizon: Annotated[
+        str | None, typer.Option(help="Fast charging: optimise the day or each slot.", show_default="day")
+    ] = None,
     plan: Annotated[Path | None, typer.Option(help="Store the plan of one day as .npz.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -212,6 +215,7 @@ def solve(
                 time_limit_s=time_limit_s,
                 slot=slot,
                 network=network,
+                horizon=horizon,
             )
             records.append({"day": seed, "split": split.value, "scenario": world.name, **solution.as_dict()})
     if plan is not None:
@@ -246,6 +250,43 @@ def bounds(
         _stdout().print(_table_of([{name: getattr(row, name) for name in shown} for row in rows]))
     if any(row.n_below for row in rows):
         raise typer.Exit(1)
+
+
+@app.command()
+def pareto(
+    problem: ProblemName,
+    days: Annotated[int, typer.Option(min=1, help="How many days: the seeds 0 to N-1.")] = 3,
+    balance: Annotated[
+        list[str] | None,
+        typer.Option(help="First term: exchange, peak or quadratic; repeatable.", show_default="exchange"),
+    ] = None,
+    as_printed: Annotated[bool, typer.Option("--as-printed", help="Weights as the paper prints them.")] = False,
+    time_limit_s: Annotated[float, typer.Option(help="Longest time per solve, in seconds.")] = 10.0,
+    split: SplitName = Split.test,
+    scenario: ScenarioName = None,
+    plot: Annotated[Path | None, typer.Option(help="Store the front as SVG or PNG.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Sweep the two weights of scheduling: what balance costs, by the exact optimum of each point."""
+    from evcs_gym.evaluation.pareto import pareto as sweep
+
+    world = _load_scenario(scenario or DEFAULT_SCENARIOS["fast_charging"])
+    options: dict[str, Any] = {"balances": balance or ["exchange"], "as_printed": as_printed}
+    options |= {"time_limit_s": time_limit_s, "split": split.value}
+    with _quiet_stdout(), _StageProgress(console=_stderr()) as progress:
+        points = sweep(
+            problem, world, days, **options, listener=lambda done, total: progress.show("solving", done, total)
+        )
+    if plot is not None:
+        from evcs_gym.evaluation.figures import pareto_figure
+
+        pareto_figure(points).savefig(plot, facecolor="white")
+    rows = [point.as_dict() for point in points]
+    if as_json:
+        _print_json({"problem": problem, "scenario": world.name, "split": split.value, "points": rows})
+    else:
+        shown = ("balance", "share", "charging_eur", "unabsorbed_kwh", "peak_kw", "relative_gap")
+        _stdout().print(_table_of([{name: row[name] for name in shown} for row in rows]))
 
 
 @app.command()
