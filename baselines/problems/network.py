@@ -42,7 +42,8 @@ class Network(Protocol):
     """What (Q1)-(Q6) read: T slots, S stations, N buses, C joint positions of the devices.
 
     load_kva (T, N, 3) without stations, limits of every slot, head_pu (C,), station_bus (S,), range_kw: least and
-    largest net positions (T, S), standing_kvar (N, 3): capacitors in service beside the banks of the devices.
+    largest net positions (T, S), reach_kw: no more is given or taken by all stations together, standing_kvar (N, 3):
+    capacitors in service beside the banks of the devices.
     """
 
     @property
@@ -59,6 +60,8 @@ class Network(Protocol):
     def station_bus(self) -> IntArray: ...
     @property
     def range_kw(self) -> tuple[FloatArray, FloatArray]: ...
+    @property
+    def reach_kw(self) -> float: ...
     @property
     def standing_kvar(self) -> FloatArray: ...
 
@@ -108,6 +111,11 @@ class NetworkProblem:
     def range_kw(self) -> tuple[FloatArray, FloatArray]:
         """See `position_range_kw`."""
         return position_range_kw(self)
+
+    @property
+    def reach_kw(self) -> float:
+        """All connections together."""
+        return float(self.stations.connection_kw.sum())
 
     @property
     def standing_kvar(self) -> FloatArray:
