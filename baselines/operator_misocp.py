@@ -166,7 +166,7 @@ def least_adjustment(slot: SlotNetwork, safe_kw: FloatArray, voltage_pu: Complex
             continue
         flow, excess = slot.flow(tried, reference.voltage_pu)
         best.n_flows += 1
-        if excess <= PASS_TOLERANCE:  # (N4)
+        if excess <= PASS_TOLERANCE:
             gained_kw = float(np.abs(tried).sum()) - best.kept_kw
             if gained_kw > -SETTLED_KW and (not best.own or gained_kw > 0.0):
                 best.position_kw, best.flow, best.own = tried, flow, True
