@@ -1,8 +1,8 @@
 """Names of rules, resolved in one place, for every problem in which policies play."""
 
 import difflib
-from collections.abc import Callable, Mapping
-from typing import Any, Final, Literal, overload
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Final, Literal, overload
 
 from evcs_gym.baselines import rules
 from evcs_gym.baselines.policy import Rule
@@ -12,7 +12,11 @@ from evcs_gym.baselines.rules_fast import FAST_RULES
 from evcs_gym.baselines.rules_market import MARKET_RULES
 from evcs_gym.envs.errors import ConfigError
 from evcs_gym.envs.fleet.normal import View
+from evcs_gym.envs.market.operators import NO_OPERATOR, PRO_RATA
 from evcs_gym.envs.types import FloatArray
+
+if TYPE_CHECKING:
+    from evcs_gym.envs.market.operators import Operator
 
 NAIVE_RULE = "charge_on_arrival"
 """The reference of normal charging at which captured is 0."""
@@ -32,6 +36,31 @@ RULES: dict[str, Callable[[View], FloatArray]] = {
     "water_filling": rules.water_filling,
 }
 """Rules of normal charging by name."""
+
+
+OPERATORS: Final = ("pro_rata", "misocp", "none")
+"""Network operators of the market by name; environments take the object (`operator=`)."""
+
+
+def make_operator(name: str) -> "Operator":
+    """A network operator of the market.
+
+    Raises:
+        ConfigError: there is none of that name; says the nearest.
+    """
+    if name == "misocp":  # imported here: Pyomo takes half a second that a user of the others need not wait
+        from evcs_gym.baselines.operator_misocp import MISOCP
+
+        return MISOCP
+    known: dict[str, Operator] = {"pro_rata": PRO_RATA, "none": NO_OPERATOR}
+    if name not in known:
+        raise ConfigError(f"there is no operator {name!r}{_nearest(name, OPERATORS)} (known: {', '.join(OPERATORS)})")
+    return known[name]
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.4)
+    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def rules_of(problem: str) -> Mapping[str, Callable[..., Any]]:
@@ -83,9 +112,7 @@ def make_rule(name: str, problem: str = "normal_charging") -> Rule | MarketRuleP
     """
     known = rules_of(problem)
     if name not in known:
-        close = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise ConfigError(f"there is no rule {name!r}{hint} (rules: {', '.join(known)})")
+        raise ConfigError(f"there is no rule {name!r}{_nearest(name, known)} (rules: {', '.join(known)})")
     if problem == "market":
         return MarketRulePolicy(name, MARKET_RULES[name])
     return FastRulePolicy(name, FAST_RULES[name]) if problem == "fast_charging" else Rule(name, RULES[name])

@@ -103,6 +103,7 @@ def slot_terms(outcome: MarketOutcome) -> dict[str, np.ndarray]:
         "volume_kw": outcome.volume_kw,
         **dict(zip(names, power, strict=True)),
         "factor": outcome.factor,
+        "operator_fallback": outcome.fallback,
         "lowest_voltage_pu": lowest_voltage_pu(outcome),
         "loss_kw": outcome.loss_kw,
         "converged": outcome.converged,
