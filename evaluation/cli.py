@@ -249,6 +249,34 @@ def bounds(
 
 
 @app.command()
+def ordering(
+    runs: Annotated[list[str] | None, typer.Argument(metavar="[RUN]...", help="Folders of learned policies.")] = None,
+    days: Annotated[int, typer.Option(min=1, help="How many days: the seeds 0 to N-1.")] = 100,
+    split: SplitName = Split.test,
+    scenario: ScenarioName = None,
+    relative_gap: Annotated[float, typer.Option(help="Gap at which a day counts as solved.")] = 1e-4,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of ordering.json; a run that was interrupted goes on from it.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Solve days of the market with their network and see whether the bounds stand below everything that plays them."""
+    from evcs_gym.evaluation.ordering import ordering as run
+    from evcs_gym.evaluation.ordering import orders, table_row
+
+    world = _load_scenario(scenario or DEFAULT_SCENARIOS["market"])
+    with _quiet_stdout(), _StageProgress(console=_stderr()) as progress:
+        found = run(world, days, runs or [], split.value, relative_gap, out, progress.show)
+    rows = orders(found)
+    if as_json:
+        _print_json({**found.model_dump(mode="json"), "rows": [row.as_dict() for row in rows]})
+    else:
+        _stdout().print(_table_of([table_row(row) for row in rows]))
+    if any(row.n_below or row.n_unexplained for row in rows):
+        raise typer.Exit(1)
+
+
+@app.command()
 def train(
     preset: Annotated[str, typer.Argument(help="Name of a shipped preset or path of a YAML file.")],
     settings: Annotated[
