@@ -102,12 +102,14 @@ class Compiled:
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """One solve: what, and when to stop (relative gap of the objective, absolute gap in its unit, start point)."""
+    """One solve: what, and when to stop (relative gap of the objective, absolute gap in its unit, start point);
+    presolve: whether the solver may simplify the programme first."""
 
     form: StandardForm
     relative_gap: float = 0.0
     absolute_gap: float = 0.0
     start: FloatArray | None = None
+    presolve: bool = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -241,7 +243,7 @@ def solve(task: Task, time_limit_s: float) -> Result:
         InfeasibleError: the programme has no feasible point.
         SolverError: the solver is missing, died, or ended with a status that proves nothing (named in the message).
     """
-    _check_numbers(task.form)
+    check_numbers(task.form)
     if time_limit_s <= 0.0:
         return _nothing(0.0)
     request = {
@@ -250,6 +252,7 @@ def solve(task: Task, time_limit_s: float) -> Result:
         "relative_gap": task.relative_gap,
         "absolute_gap": task.absolute_gap,
         "start_x": task.start,
+        "presolve": task.presolve,
     }
     began = time.perf_counter()
     with _worker() as worker:
@@ -258,7 +261,7 @@ def solve(task: Task, time_limit_s: float) -> Result:
     if reply is None:
         return _nothing(seconds)
     if reply["status"] == "infeasible":
-        raise _infeasible_error(task.form)
+        raise infeasible_error(task.form)
     if reply["status"] not in set(Status):
         raise _solver_error(f"ended with status {reply['status']!r} ({reply['detail']}), which proves nothing")
     return Result(
@@ -315,7 +318,7 @@ def solve_conic(form: StandardForm, cones: Sequence[ConicRows], time_limit_s: fl
     """
     from evcs_gym.envs.errors import SolverError
 
-    _check_numbers(form)
+    check_numbers(form)
     clarabel = _clarabel()
     from scipy.sparse import csc_matrix
 
@@ -329,7 +332,7 @@ def solve_conic(form: StandardForm, cones: Sequence[ConicRows], time_limit_s: fl
     found = clarabel.DefaultSolver(csc_matrix((n, n)), form.cost, rows, right, kinds, settings).solve()
     status = str(found.status)
     if status in ("PrimalInfeasible", "AlmostPrimalInfeasible"):
-        raise _infeasible_error(form, "Clarabel")
+        raise infeasible_error(form, "Clarabel")
     if status not in ("Solved", "AlmostSolved", "InsufficientProgress"):
         raise SolverError(f"solver Clarabel: ended with status {status!r}, which proves nothing; raise time_limit_s")
     return np.array(found.x), f"Clarabel {clarabel.__version__}"
@@ -407,7 +410,7 @@ def solve_second_order(form: StandardForm, cones: SecondOrderRows, time_limit_s:
         SolverError: the solver is missing or ended with a status that proves nothing.
     """
     clarabel = _clarabel()
-    _check_numbers(form)
+    check_numbers(form)
     from scipy.sparse import csc_matrix
 
     rows, right, kinds, sides, free = _second_order_rows(clarabel, form, cones)
@@ -637,7 +640,7 @@ def stop_workers() -> None:
 atexit.register(stop_workers)
 
 
-def _check_numbers(form: StandardForm) -> None:
+def check_numbers(form: StandardForm) -> None:
     """HiGHS takes NaN without a word."""
     from evcs_gym.envs.errors import DataError
 
@@ -657,7 +660,7 @@ def _solver_error(what: str) -> "SolverError":
     return SolverError(f"solver {SOLVER_NAME}: {what}; run 'evcs-gym doctor'")
 
 
-def _infeasible_error(form: StandardForm, solver: str = SOLVER_NAME) -> "InfeasibleError":
+def infeasible_error(form: StandardForm, solver: str = SOLVER_NAME) -> "InfeasibleError":
     from evcs_gym.envs.errors import InfeasibleError
 
     return InfeasibleError(
@@ -727,6 +730,7 @@ def _load(highspy: Any, request: dict[str, Any]) -> Any:
         ("time_limit", float(request["time_limit_s"])),
         ("mip_rel_gap", float(request["relative_gap"])),
         ("mip_abs_gap", float(request["absolute_gap"])),
+        ("presolve", "choose" if request["presolve"] else "off"),
     ):
         if highs.setOptionValue(name, value) == highspy.HighsStatus.kError:
             raise ValueError(f"option {name} = {value} refused")
