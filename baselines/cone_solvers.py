@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from evcs_gym.baselines.solvers import SecondOrderRows, SolverInfo, StandardForm, Status
 
-CONE_SOLVERS: Final = ("scip", "gurobi", "mosek")
+CONE_SOLVERS: Final = {"scip": "SCIP", "gurobi": "Gurobi", "mosek": "MOSEK"}
 """Solvers by the name that `solve_cones` takes."""
 HOW_TO_INSTALL: Final = {
     "scip": "pip install evcs-gym[scip]",
@@ -76,9 +76,10 @@ def solve_cones(
     if reply is None:
         return ConeResult(None, -np.inf, Status.TIME_LIMIT, seconds, "")
     if reply["status"] == "infeasible":
-        raise infeasible_error(form, solver)
+        raise infeasible_error(form, CONE_SOLVERS[solver])
     if reply["status"] not in set(Status):
-        raise SolverError(f"solver {solver}: {_REASONS[reply['status']].format(reply['detail'], HOW_TO_INSTALL[solver])}")
+        reason = _REASONS[reply["status"]].format(reply["detail"], HOW_TO_INSTALL[solver])
+        raise SolverError(f"solver {CONE_SOLVERS[solver]}: {reason}")
     return ConeResult(reply["x"], reply["bound"], Status(reply["status"]), seconds, reply["version"])
 
 
@@ -106,7 +107,7 @@ def _ask(request: dict[str, Any], limit_s: float) -> dict[str, Any] | None:
     except subprocess.TimeoutExpired:
         return None
     except OSError as error:
-        return {"status": "died", "detail": f"could not be started: {error}"}
+        return {"status": "died", "detail": f"its process could not be started: {error}"}
     if done.returncode != 0:
         words = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
         return {"status": "died", "detail": " ".join([f"exit code {done.returncode}", *words])}
@@ -121,16 +122,16 @@ def probe_cones() -> "list[SolverInfo]":
 
     form, cones = _probe_programme()
     found = []
-    for solver in CONE_SOLVERS:
+    for solver, name in CONE_SOLVERS.items():
         try:
             answer = solve_cones(solver, form, cones, PROBE_LIMIT_S)
         except EvcsError as error:
-            found.append(SolverInfo(solver, "", False, str(error)))
+            found.append(SolverInfo(name, "", False, str(error)))
             continue
         value = np.nan if answer.x is None else form.objective(answer.x)
         ok = abs(value - np.hypot(2.0, 1.0)) < 1e-5 and abs(answer.bound - value) < 1e-5
         detail = "cone with a whole number solved" if ok else f"must give 2.23607, got {value:.6g} ({answer.status})"
-        found.append(SolverInfo(solver, answer.version, bool(ok), detail))
+        found.append(SolverInfo(name, answer.version, bool(ok), detail))
     return found
 
 
@@ -172,7 +173,7 @@ def _serve() -> None:
         reply = {"status": "missing", "detail": str(error)}
     except Exception as error:  # the parent must learn of anything that goes wrong here
         words = " ".join(str(error).split())
-        kind = "no_licence" if "licens" in words.lower() else "failed"
+        kind = "no_licence" if "licens" in words.lower() or "licenc" in words.lower() else "failed"
         reply = {"status": kind, "detail": f"{type(error).__name__}: {words}"}
     pickle.dump(reply, answers)
     answers.flush()

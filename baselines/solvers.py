@@ -511,6 +511,25 @@ def probe() -> list[SolverInfo]:
     return [SolverInfo(SOLVER_NAME, version, bool(ok), detail)]
 
 
+def probe_second_order() -> SolverInfo:
+    """Solve a real cone by Clarabel: min r, |(3, 4)| <= r. Never raises."""
+    from evcs_gym.envs.errors import EvcsError
+
+    nothing, none = np.zeros(0), np.zeros(0, dtype=np.int64)
+    form = StandardForm(
+        np.ones(1), 0.0, np.zeros(2, dtype=np.int64), none, nothing, nothing, nothing, np.zeros(1), np.full(1, 9.0),
+        np.zeros(1, dtype=np.bool_),
+    )  # fmt: skip
+    first = np.zeros(1, dtype=np.int64)
+    cone = SecondOrderRows(np.array([0.0, 3.0, 4.0]), first, first, np.ones(1), np.array([3]))
+    try:
+        found = solve_second_order(form, cone, START_LIMIT_S).objective
+    except EvcsError as error:
+        return SolverInfo("Clarabel", "", False, str(error))
+    ok = abs(found - 5.0) < 1e-6
+    return SolverInfo("Clarabel", _clarabel().__version__, ok, "cone solved" if ok else f"cone must give 5, got {found}")
+
+
 def solver_version() -> str:
     """Version of the solver that a child process loads.
 
