@@ -260,7 +260,9 @@ def _licensed(interface: str, module: str, gap_option: str) -> Callable[[dict[st
         x = None
         if status == "optimal":  # at the time limit the interfaces do not say whether there is a point
             solver.load_vars()
-            x = np.array([low if v.value is None else v.value for v, low in zip(columns, form["col_lower"], strict=True)])
+            x = np.array(
+                [low if v.value is None else v.value for v, low in zip(columns, form["col_lower"], strict=True)]
+            )
         true = status == "optimal" or form["integer"].any()  # of a stopped solve without integers it is the objective
         bound = found.problem.lower_bound if true else None
         version = getattr(package, "__version__", "")

@@ -16,7 +16,16 @@ import numpy as np
 
 from evcs_gym.baselines.certificate import SolutionStatus, relative_gap
 from evcs_gym.baselines.cone_solvers import CONE_SOLVERS, solve_cones
-from evcs_gym.baselines.decomposition import DayMatrices, cone_rows, plan_of, references_of
+from evcs_gym.baselines.decomposition import (
+    DayMatrices,
+    Search,
+    cone_rows,
+    find_plan,
+    lift_bound,
+    network_free_bound,
+    plan_of,
+    references_of,
+)
 from evcs_gym.baselines.forms.network import BOUND_SLACK, Reference, Tightness, self_impedance_pu, whole_form
 from evcs_gym.baselines.problems.market import executed
 from evcs_gym.baselines.problems.network import (
@@ -36,7 +45,7 @@ from evcs_gym.baselines.solvers import (
     solve,
     solver_version,
 )
-from evcs_gym.envs.errors import ConfigError
+from evcs_gym.envs.errors import ConfigError, ConvergenceError
 from evcs_gym.envs.types import FloatArray, IntArray
 from evcs_gym.envs.units import PHASE_BASE_KVA, SLOT_H
 
@@ -45,7 +54,9 @@ SECOND_SOLVERS: Final = (TANGENT, *CONE_SOLVERS)
 """Ways to a second opinion."""
 GAP: Final = 1e-6
 """Relative gap that is asked for."""
-MAX_REFRESHES: Final = 5
+AGREED: Final = 1e-4
+"""Share of the cost by which one way's bound may exceed the other's cost."""
+MAX_REFRESHES: Final = 4
 SETTLED_PU: Final = 1e-6
 """Voltages of reference and plan that differ by less are the same."""
 CONE_TOLERANCE: Final = 2e-6
@@ -127,19 +138,18 @@ def second_opinion(
     if not 0.0 < time_limit_s < float("inf"):
         raise ConfigError(f"second opinion: time_limit_s must be a positive number of seconds, got {time_limit_s}")
     began = time.monotonic()
-    end, n_programmes, plan, mismatch = began + time_limit_s, 0, None, np.inf
+    end, n_programmes, mismatch = began + time_limit_s, 0, np.inf
     at = _idle_references(problem) if references is None else list(references)
-    for n_refreshes in range(MAX_REFRESHES if references is None else 1):
+    last = MAX_REFRESHES if references is None else 0
+    for n_refreshes in range(last + 1):  # noqa: B007
         answer, matrices = _programme(problem, solver, at, end)
         n_programmes += answer.n_programmes
         plan = None if answer.x is None else plan_of(problem, matrices, answer.x)
         if plan is None:
             break
         fresh = references_of(problem, plan)
-        mismatch = max(
-            float(np.abs(new.voltage_pu - old.voltage_pu).max()) for new, old in zip(fresh, at, strict=True)
-        )
-        if references is not None or mismatch <= SETTLED_PU or time.monotonic() >= end:
+        mismatch = _difference_pu(fresh, at)
+        if mismatch <= SETTLED_PU or time.monotonic() >= end:
             break
         at = fresh
     cost = np.inf if plan is None else cost_eur(problem, plan)
@@ -183,10 +193,62 @@ def window(problem: NetworkProblem, first: int, n_slots: int) -> NetworkProblem:
     )
 
 
+@dataclass(frozen=True, eq=False)
+class TwoOpinions:
+    """Some slots of a day by the decomposition and by another solver.
+
+    first_slot, n_slots: which. lower_bound_eur, cost_eur: of the decomposition on these slots. agree: no bound of one
+    lies above the cost of the other by more than `AGREED` of it.
+    """
+
+    first_slot: int
+    n_slots: int
+    lower_bound_eur: float
+    cost_eur: float
+    second: SecondOpinion
+
+    @property
+    def agree(self) -> bool:
+        """See the class."""
+        room = AGREED * max(1.0, abs(self.cost_eur))
+        return self.second.bound_eur <= self.cost_eur + room and self.lower_bound_eur <= self.second.cost_eur + room
+
+    def as_dict(self) -> dict[str, Any]:
+        """Both opinions as plain numbers and strings."""
+        own = {name: getattr(self, name) for name in ("first_slot", "n_slots", "lower_bound_eur", "cost_eur", "agree")}
+        return {**own, "second": self.second.as_dict()}
+
+
+def two_opinions(
+    problem: NetworkProblem, plan: NetworkPlan, solver: str = TANGENT, n_slots: int = 2, time_limit_s: float = 60.0
+) -> TwoOpinions:
+    """Both ways on the slots around the one in which a plan of the day leaves the least room to a limit.
+
+    Raises:
+        ConvergenceError: no plan of the slots before time was over. What `second_opinion` and `window` raise.
+    """
+    tight = int(common_excess(problem, plan).argmax())
+    first = min(max(tight - n_slots // 2, 0), max(problem.n_slots - n_slots, 0))
+    part = window(problem, first, n_slots)
+    search = Search(part, GAP, time.monotonic() + time_limit_s)
+    free = network_free_bound(search)
+    own = find_plan(search, part.admissible)
+    if own is None:
+        raise ConvergenceError("second opinion: time was over before the decomposition had a plan; raise time_limit_s")
+    references = references_of(part, own)
+    bound = max(free, lift_bound(search, references, cost_eur(part, own)))
+    return TwoOpinions(first, n_slots, bound, cost_eur(part, own), second_opinion(part, solver, time_limit_s))
+
+
 def _idle_references(problem: NetworkProblem) -> list[Reference]:
     """The power flow of stations whose storage rests, under the day's own devices."""
     idle = executed(problem.market, np.zeros_like(problem.market.pv_kw))
     return references_of(problem, NetworkPlan(idle, problem.own))
+
+
+def _difference_pu(one: Sequence[Reference], other: Sequence[Reference]) -> float:
+    """Largest difference of a voltage."""
+    return max(float(np.abs(a.voltage_pu - b.voltage_pu).max()) for a, b in zip(one, other, strict=True))
 
 
 def _programme(
@@ -233,7 +295,12 @@ def _point_of(
     for t, reference in enumerate(references):
         net, cells = model.network[t], list(model.network[t].v)
         power = reference.voltage_pu[parent] * np.conj(reference.current_pu)
-        found = {"P": power.real, "Q": power.imag, "v": abs(reference.voltage_pu) ** 2, "l": abs(reference.current_pu) ** 2}
+        found = {
+            "P": power.real,
+            "Q": power.imag,
+            "v": abs(reference.voltage_pu) ** 2,
+            "l": abs(reference.current_pu) ** 2,
+        }
         for name, values in found.items():
             columns = matrices.compiled.columns([getattr(net, name)[cell] for cell in cells])
             x[columns] = [values[cell] for cell in cells]
@@ -298,14 +365,16 @@ def tangents(form: StandardForm, cones: SecondOrderRows, x: FloatArray, toleranc
     first = np.concatenate([[0], np.cumsum(cones.size)[:-1]]).astype(np.int64)
     norm = np.sqrt(np.maximum(np.add.reduceat(at**2, first) - at[first] ** 2, 0.0))
     missed = np.flatnonzero((norm - at[first] > tolerance) & (norm > 0.0))
-    row, column, weight = [], [], []
+    row: list[int] = []
+    column: list[int] = []
+    weight: list[float] = []
     for number, cone in enumerate(missed.tolist()):
         begin, stop = first[cone], first[cone] + cones.size[cone]
         row += [number] * (stop - begin)
         column += range(begin, stop)
         weight += [1.0, *(-at[begin + 1 : stop] / norm[cone]).tolist()]
     chosen = csr_matrix((weight, (row, column)), shape=(len(missed), n_rows))
-    return _without_small(form, (chosen @ sides).tocsr(), -(chosen @ cones.constant))
+    return _without_small(form, (chosen @ sides).tocsr(), -np.asarray(chosen @ cones.constant, dtype=np.float64))
 
 
 def _without_small(form: StandardForm, matrix: Any, lower: FloatArray) -> tuple[Any, FloatArray]:

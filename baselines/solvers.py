@@ -527,7 +527,9 @@ def probe_second_order() -> SolverInfo:
     except EvcsError as error:
         return SolverInfo("Clarabel", "", False, str(error))
     ok = abs(found - 5.0) < 1e-6
-    return SolverInfo("Clarabel", _clarabel().__version__, ok, "cone solved" if ok else f"cone must give 5, got {found}")
+    return SolverInfo(
+        "Clarabel", _clarabel().__version__, ok, "cone solved" if ok else f"cone must give 5, got {found}"
+    )
 
 
 def solver_version() -> str:
