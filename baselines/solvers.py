@@ -102,12 +102,14 @@ class Compiled:
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """One solve: what, and when to stop (relative gap of the objective, absolute gap in its unit, start point)."""
+    """One solve: what, and when to stop (relative gap of the objective, absolute gap in its unit, start point);
+    presolve: whether the solver may simplify the programme first."""
 
     form: StandardForm
     relative_gap: float = 0.0
     absolute_gap: float = 0.0
     start: FloatArray | None = None
+    presolve: bool = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -241,7 +243,7 @@ def solve(task: Task, time_limit_s: float) -> Result:
         InfeasibleError: the programme has no feasible point.
         SolverError: the solver is missing, died, or ended with a status that proves nothing (named in the message).
     """
-    _check_numbers(task.form)
+    check_numbers(task.form)
     if time_limit_s <= 0.0:
         return _nothing(0.0)
     request = {
@@ -250,6 +252,7 @@ def solve(task: Task, time_limit_s: float) -> Result:
         "relative_gap": task.relative_gap,
         "absolute_gap": task.absolute_gap,
         "start_x": task.start,
+        "presolve": task.presolve,
     }
     began = time.perf_counter()
     with _worker() as worker:
@@ -258,7 +261,7 @@ def solve(task: Task, time_limit_s: float) -> Result:
     if reply is None:
         return _nothing(seconds)
     if reply["status"] == "infeasible":
-        raise _infeasible_error(task.form)
+        raise infeasible_error(task.form)
     if reply["status"] not in set(Status):
         raise _solver_error(f"ended with status {reply['status']!r} ({reply['detail']}), which proves nothing")
     return Result(
@@ -315,7 +318,7 @@ def solve_conic(form: StandardForm, cones: Sequence[ConicRows], time_limit_s: fl
     """
     from evcs_gym.envs.errors import SolverError
 
-    _check_numbers(form)
+    check_numbers(form)
     clarabel = _clarabel()
     from scipy.sparse import csc_matrix
 
@@ -329,7 +332,7 @@ def solve_conic(form: StandardForm, cones: Sequence[ConicRows], time_limit_s: fl
     found = clarabel.DefaultSolver(csc_matrix((n, n)), form.cost, rows, right, kinds, settings).solve()
     status = str(found.status)
     if status in ("PrimalInfeasible", "AlmostPrimalInfeasible"):
-        raise _infeasible_error(form, "Clarabel")
+        raise infeasible_error(form, "Clarabel")
     if status not in ("Solved", "AlmostSolved", "InsufficientProgress"):
         raise SolverError(f"solver Clarabel: ended with status {status!r}, which proves nothing; raise time_limit_s")
     return np.array(found.x), f"Clarabel {clarabel.__version__}"
@@ -407,7 +410,7 @@ def solve_second_order(form: StandardForm, cones: SecondOrderRows, time_limit_s:
         SolverError: the solver is missing or ended with a status that proves nothing.
     """
     clarabel = _clarabel()
-    _check_numbers(form)
+    check_numbers(form)
     from scipy.sparse import csc_matrix
 
     rows, right, kinds, sides, free = _second_order_rows(clarabel, form, cones)
@@ -506,6 +509,27 @@ def probe() -> list[SolverInfo]:
     ok = np.allclose(found, [-2.0, -1.0], atol=1e-6)
     detail = "LP and MILP solved" if ok else f"LP and MILP must give -2 and -1, got {found}"
     return [SolverInfo(SOLVER_NAME, version, bool(ok), detail)]
+
+
+def probe_second_order() -> SolverInfo:
+    """Solve a real cone by Clarabel: min r, |(3, 4)| <= r. Never raises."""
+    from evcs_gym.envs.errors import EvcsError
+
+    nothing, none = np.zeros(0), np.zeros(0, dtype=np.int64)
+    form = StandardForm(
+        np.ones(1), 0.0, np.zeros(2, dtype=np.int64), none, nothing, nothing, nothing, np.zeros(1), np.full(1, 9.0),
+        np.zeros(1, dtype=np.bool_),
+    )  # fmt: skip
+    first = np.zeros(1, dtype=np.int64)
+    cone = SecondOrderRows(np.array([0.0, 3.0, 4.0]), first, first, np.ones(1), np.array([3]))
+    try:
+        found = solve_second_order(form, cone, START_LIMIT_S).objective
+    except EvcsError as error:
+        return SolverInfo("Clarabel", "", False, str(error))
+    ok = abs(found - 5.0) < 1e-6
+    return SolverInfo(
+        "Clarabel", _clarabel().__version__, ok, "cone solved" if ok else f"cone must give 5, got {found}"
+    )
 
 
 def solver_version() -> str:
@@ -637,7 +661,7 @@ def stop_workers() -> None:
 atexit.register(stop_workers)
 
 
-def _check_numbers(form: StandardForm) -> None:
+def check_numbers(form: StandardForm) -> None:
     """HiGHS takes NaN without a word."""
     from evcs_gym.envs.errors import DataError
 
@@ -657,7 +681,7 @@ def _solver_error(what: str) -> "SolverError":
     return SolverError(f"solver {SOLVER_NAME}: {what}; run 'evcs-gym doctor'")
 
 
-def _infeasible_error(form: StandardForm, solver: str = SOLVER_NAME) -> "InfeasibleError":
+def infeasible_error(form: StandardForm, solver: str = SOLVER_NAME) -> "InfeasibleError":
     from evcs_gym.envs.errors import InfeasibleError
 
     return InfeasibleError(
@@ -727,6 +751,7 @@ def _load(highspy: Any, request: dict[str, Any]) -> Any:
         ("time_limit", float(request["time_limit_s"])),
         ("mip_rel_gap", float(request["relative_gap"])),
         ("mip_abs_gap", float(request["absolute_gap"])),
+        ("presolve", "choose" if request["presolve"] else "off"),
     ):
         if highs.setOptionValue(name, value) == highspy.HighsStatus.kError:
             raise ValueError(f"option {name} = {value} refused")

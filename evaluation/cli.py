@@ -25,7 +25,7 @@ from typer.core import TyperGroup
 
 if TYPE_CHECKING:
     from evcs_gym.baselines.certificate import Solved
-    from evcs_gym.envs import Scenario
+    from evcs_gym.envs import Day, Scenario
     from evcs_gym.training.callbacks import Progress
 
 EXIT_ERROR = 2
@@ -192,6 +192,10 @@ def solve(
     horizon: Annotated[
         str | None, typer.Option(help="Fast charging: optimise the day or each slot.", show_default="day")
     ] = None,
+    check: Annotated[
+        str | None, typer.Option(help="Market with network: another solver's opinion, tangent, scip, gurobi or mosek.")
+    ] = None,
+    check_slots: Annotated[int, typer.Option(min=1, max=48, help="Slots that it looks at, the tightest ones.")] = 2,
     plan: Annotated[Path | None, typer.Option(help="Store the plan of one day as .npz.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -201,6 +205,8 @@ def solve(
 
     if days is not None and (day is not None or plan is not None):
         raise ConfigError("solve: --days goes neither with --day nor with --plan, which take one day")
+    if check is not None and network != "misocp":
+        raise ConfigError("solve: --check is for the market with --network misocp; leave it out")
     seeds = [day or 0] if days is None else list(range(days))
     world = _load_scenario(scenario or DEFAULT_SCENARIOS.get(problem))
     records = []
@@ -218,6 +224,10 @@ def solve(
                 horizon=horizon,
             )
             records.append({"day": seed, "split": split.value, "scenario": world.name, **solution.as_dict()})
+            if check is not None:
+                status.update(f"asking {check} for a second opinion on day {seed} ...")
+                opinions = _two_opinions(world, world.day(seed, split.value), solution, check, check_slots)
+                records[-1]["check"] = opinions
     if plan is not None:
         _save_plan(plan, solution)
     if as_json:
@@ -225,6 +235,27 @@ def solve(
     else:
         columns = ("day", "cost_eur", "lower_bound_eur", "relative_gap", "status", "seconds")
         _stdout().print(_table_of([{name: record[name] for name in columns} for record in records]))
+        if check is not None:
+            _stdout().print(_table_of([row for record in records for row in _opinion_rows(record)]))
+    if not all(record["check"]["agree"] for record in records if "check" in record):
+        raise typer.Exit(1)
+
+
+def _two_opinions(world: "Scenario", day: "Day", solution: Any, solver: str, n_slots: int) -> dict[str, Any]:
+    from evcs_gym.baselines.problems.network import network_problem
+    from evcs_gym.baselines.second_opinion import two_opinions
+
+    return two_opinions(network_problem(world, day), solution.plan, solver, n_slots).as_dict()
+
+
+def _opinion_rows(record: dict[str, Any]) -> list[dict[str, Any]]:
+    """Both ways, one below the other."""
+    found, second = record["check"], record["check"]["second"]
+    first = {"day": record["day"], "slots": f"{found['first_slot']}-{found['first_slot'] + found['n_slots'] - 1}"}
+    names = ("lower_bound_eur", "cost_eur", "status")
+    ours = ("decomposition", found["lower_bound_eur"], found["cost_eur"], "agree" if found["agree"] else "DISAGREE")
+    theirs = (second["solver"], second["bound_eur"], second["cost_eur"], second["status"])
+    return [{**first, "by": by, **dict(zip(names, rest, strict=True))} for by, *rest in (ours, theirs)]
 
 
 @app.command()
@@ -287,6 +318,34 @@ def pareto(
     else:
         shown = ("balance", "share", "charging_eur", "unabsorbed_kwh", "peak_kw", "relative_gap")
         _stdout().print(_table_of([{name: row[name] for name in shown} for row in rows]))
+
+
+@app.command()
+def ordering(
+    runs: Annotated[list[str] | None, typer.Argument(metavar="[RUN]...", help="Folders of learned policies.")] = None,
+    days: Annotated[int, typer.Option(min=1, help="How many days: the seeds 0 to N-1.")] = 100,
+    split: SplitName = Split.test,
+    scenario: ScenarioName = None,
+    relative_gap: Annotated[float, typer.Option(help="Gap at which a day counts as solved.")] = 1e-4,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of ordering.json; a run that was interrupted goes on from it.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Solve days of the market with their network and see whether the bounds stand below everything that plays them."""
+    from evcs_gym.evaluation.ordering import ordering as run
+    from evcs_gym.evaluation.ordering import orders, table_row
+
+    world = _load_scenario(scenario or DEFAULT_SCENARIOS["market"])
+    with _quiet_stdout(), _StageProgress(console=_stderr()) as progress:
+        found = run(world, days, runs or [], split.value, relative_gap, out, progress.show)
+    rows = orders(found)
+    if as_json:
+        _print_json({**found.model_dump(mode="json"), "rows": [row.as_dict() for row in rows]})
+    else:
+        _stdout().print(_table_of([table_row(row) for row in rows]))
+    if any(row.n_below or row.n_unexplained for row in rows):
+        raise typer.Exit(1)
 
 
 @app.command()

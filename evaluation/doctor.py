@@ -13,7 +13,10 @@ import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from evcs_gym.baselines.solvers import SolverInfo
 
 DISTRIBUTION: Final = "evcs-gym"
 PEERS: Final = ("power-grid-model", "pandapower", "ray")
@@ -101,16 +104,16 @@ def _package(name: str, required: bool) -> Check:
 
 
 def _solvers() -> Iterable[Check]:
-    from evcs_gym.baselines import solvers
+    from evcs_gym.baselines import cone_solvers, solvers
 
-    found = solvers.probe()
-    # One working solver is enough; the others are then a matter of taste.
-    working = any(solver.ok for solver in found)
-    for solver in found:
-        detail = f"{solver.version} {solver.detail}".strip()
-        yield Check(f"solver {solver.name}", solver.ok, not working, detail)
-    if not found:
-        yield Check("solver", False, True, "no solver found: pip install highspy")
+    for solver in (*solvers.probe(), solvers.probe_second_order()):
+        yield _solver(solver, required=True)
+    for solver in cone_solvers.probe_cones():  # second opinions: nothing needs them
+        yield _solver(solver, required=False)
+
+
+def _solver(found: "SolverInfo", required: bool) -> Check:
+    return Check(f"solver {found.name}", found.ok, required, f"{found.version} {found.detail}".strip())
 
 
 def _environment() -> Iterable[Check]:

@@ -6,7 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from evcs_gym.baselines import solvers
+from evcs_gym.baselines import cone_solvers, solvers
+from evcs_gym.baselines.solvers import SolverInfo
 from evcs_gym.evaluation import doctor
 from evcs_gym.evaluation.doctor import Check, Diagnosis
 
@@ -32,6 +33,8 @@ def test_here_everything_required_works(tmp_path: Path) -> None:
     checks = found(diagnosis)
     assert checks["numpy"].detail == importlib.metadata.version("numpy")
     assert checks["solver HiGHS"].ok
+    assert checks["solver Clarabel"].ok
+    assert {"solver SCIP", "solver Gurobi", "solver MOSEK"} <= set(checks)
     assert str(tmp_path) in checks["disk, current folder"].detail
     assert int(checks["torch threads"].detail) >= 1
     assert {"GPU", "numba threads", "numba cache", "environment evcs/NormalCharging-v0"} <= set(checks)
@@ -56,20 +59,27 @@ def test_required_packages_are_those_of_the_distribution_without_extras(monkeypa
     assert doctor._requirements() == ["numpy", "stable-baselines3"]
 
 
-def _probe(monkeypatch: pytest.MonkeyPatch, *results: tuple[str, bool]) -> list[Check]:
-    monkeypatch.setattr(
-        solvers, "probe", lambda: [SimpleNamespace(name=n, version="1", ok=ok, detail="d") for n, ok in results]
-    )
+def _probe(monkeypatch: pytest.MonkeyPatch, ok: dict[str, bool]) -> list[Check]:
+    found = {name: SolverInfo(name, "1", good, "d") for name, good in ok.items()}
+    monkeypatch.setattr(solvers, "probe", lambda: [found["HiGHS"]])
+    monkeypatch.setattr(solvers, "probe_second_order", lambda: found["Clarabel"])
+    monkeypatch.setattr(cone_solvers, "probe_cones", lambda: [found["SCIP"]])
     return list(doctor._solvers())
 
 
-def test_without_any_solver_something_required_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert _probe(monkeypatch) == [Check("solver", False, True, "no solver found: pip install highspy")]
-    assert not Diagnosis(tuple(_probe(monkeypatch, ("HiGHS", False)))).ok
+@pytest.mark.parametrize("missing", ["HiGHS", "Clarabel"])
+def test_without_a_solver_that_is_needed_something_required_is_missing(
+    monkeypatch: pytest.MonkeyPatch, missing: str
+) -> None:
+    checks = _probe(monkeypatch, {"HiGHS": True, "Clarabel": True, "SCIP": True, missing: False})
+    assert Check(f"solver {missing}", False, True, "1 d") in checks
+    assert not Diagnosis(tuple(checks)).ok
 
 
-def test_one_working_solver_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert Diagnosis(tuple(_probe(monkeypatch, ("HiGHS", True), ("SCIP", False)))).ok
+def test_solvers_for_second_opinions_are_not_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    checks = _probe(monkeypatch, {"HiGHS": True, "Clarabel": True, "SCIP": False})
+    assert checks[-1] == Check("solver SCIP", False, False, "1 d")
+    assert Diagnosis(tuple(checks)).ok
 
 
 def test_a_configured_numba_cache_is_the_only_one_looked_at(tmp_path: Path) -> None:
