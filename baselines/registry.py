@@ -1,4 +1,4 @@
-"""Names of rules, resolved in one place, for every problem in which policies play."""
+"""Names of rules and planners, resolved in one place, for every problem in which policies play."""
 
 import difflib
 from collections.abc import Callable, Mapping
@@ -6,7 +6,7 @@ from typing import Any, Final, Literal, overload
 
 from evcs_gym.baselines import rules
 from evcs_gym.baselines.policy import Rule
-from evcs_gym.baselines.policy_market import MarketRulePolicy
+from evcs_gym.baselines.policy_market import MarketPolicy, MarketRulePolicy
 from evcs_gym.baselines.rules_market import MARKET_RULES
 from evcs_gym.envs.errors import ConfigError
 from evcs_gym.envs.fleet.normal import View
@@ -26,6 +26,20 @@ RULES: dict[str, Callable[[View], FloatArray]] = {
     "water_filling": rules.water_filling,
 }
 """Rules of normal charging by name."""
+
+
+def _receding_market() -> MarketPolicy:
+    from evcs_gym.baselines.receding_market import RecedingHorizon
+
+    return RecedingHorizon()
+
+
+PLANNERS: Final[Mapping[str, Mapping[str, Callable[[], Any]]]] = {
+    "normal_charging": {},
+    "market": {"receding_horizon": _receding_market},
+}
+"""By problem: policies that solve programmes while they play, milliseconds a slot and more; made when asked for, since
+they need Pyomo and a solver."""
 
 
 def rules_of(problem: str) -> Mapping[str, Callable[..., Any]]:
@@ -72,3 +86,20 @@ def make_rule(name: str, problem: str = "normal_charging") -> Rule | MarketRuleP
         hint = f"; did you mean {close[0]!r}?" if close else ""
         raise ConfigError(f"there is no rule {name!r}{hint} (rules: {', '.join(known)})")
     return MarketRulePolicy(name, MARKET_RULES[name]) if problem == "market" else Rule(name, RULES[name])
+
+
+def make_policy(name: str, problem: str = "normal_charging") -> Any:
+    """A fresh policy of the registry: a rule or a planner.
+
+    Raises:
+        ConfigError: none of that name; says the nearest. No policies play in that problem.
+    """
+    planners = PLANNERS[played(problem)]
+    if name in planners:
+        return planners[name]()
+    if name in rules_of(problem):
+        return make_rule(name, problem)
+    known = (*rules_of(problem), *planners)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    raise ConfigError(f"there is no policy {name!r}{hint} (known: {', '.join(known)})")

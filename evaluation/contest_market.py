@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from evcs_gym.baselines.policy_market import MarketPolicy, PlanPolicy
-from evcs_gym.baselines.registry import NAIVE_RULES, make_rule
+from evcs_gym.baselines.registry import NAIVE_RULES, PLANNERS, make_policy, make_rule
 from evcs_gym.baselines.rules_market import MARKET_RULES
 from evcs_gym.baselines.score_market import MarketRollout, market_ms_per_decision, market_rollout
 from evcs_gym.envs import Day, Scenario
@@ -107,10 +107,10 @@ def _play(contest: Contest, name: str, runs: Mapping[str, Run]) -> Played:
 
 
 def _play_rule(contest: Contest, name: str) -> Played:
-    rule = make_rule(name, "market")
-    timed = market_ms_per_decision(contest.world, rule)
-    result = _scored(contest, name, "rule", [market_rollout(contest.world, rule)], ms_per_decision=timed)
-    return Played(result, _first_day(contest, rule))
+    policy = make_policy(name, "market")
+    timed = market_ms_per_decision(contest.world, policy)
+    result = _scored(contest, name, "rule", [market_rollout(contest.world, policy)], ms_per_decision=timed)
+    return Played(result, _first_day(contest, policy))
 
 
 def _play_optimum(contest: Contest) -> Played:
@@ -164,6 +164,7 @@ MARKET = Game(
     naive_label=NAIVE_RULE,
     bound_label=BOUND_LABEL,
     rules=MARKET_RULES,
+    planners=tuple(PLANNERS["market"]),
     plans=(OPTIMUM,),
     solve=_solve,
     world=market_world,
