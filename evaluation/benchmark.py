@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from evcs_gym.baselines.registry import make_operator
 from evcs_gym.envs import Scenario, load_scenario
 from evcs_gym.envs.errors import ConfigError
 from evcs_gym.evaluation.contest import Contest, Game, Listener, Played, Run, prepare
@@ -29,6 +30,7 @@ from evcs_gym.training.train import load_policy, one_thread
 
 GAMES: dict[ProblemName, Game] = {"normal_charging": NORMAL_CHARGING, "market": MARKET}
 """Problems in which policies play."""
+DEFAULT_OPERATOR = "pro_rata"
 N_DRAWN = 5
 """Policies whose first day is drawn: the best ones; the table holds all."""
 
@@ -131,6 +133,7 @@ def compare(
     out: Path | None = None,
     relative_gap: float = 1e-3,
     listener: Listener = lambda _what, _done, _all: None,
+    operator: str = DEFAULT_OPERATOR,
 ) -> Comparison:
     """Play every policy on the same days and score it between the naive rule (0) and the proven bound (1).
 
@@ -142,12 +145,13 @@ def compare(
         out: folder for comparison.json, days.csv and, in the market, stations.csv, written after each policy, and
             report.html, written at the end.
         relative_gap: asked of the exact optimum.
+        operator: of the market's network, one of `evcs_gym.baselines.registry.OPERATORS`.
 
     Raises:
         ConfigError: an unknown problem, policy or split, no day, or a run folder without a model; before anything is
             solved. DataError: a broken run folder, or an ``out`` that cannot be written. SolverError: no solver.
     """
-    part = compare_part(problem, policies, n_days, split, scenario, out, relative_gap, listener)
+    part = compare_part(problem, policies, n_days, split, scenario, out, relative_gap, listener, operator)
     if out is not None:
         write_parts(out / "report.html", [part])
     return part.comparison
@@ -162,14 +166,18 @@ def compare_part(
     out: Path | None,
     relative_gap: float = 1e-3,
     listener: Listener = lambda _what, _done, _all: None,
+    operator: str = DEFAULT_OPERATOR,
 ) -> Part:
     """`compare` with what a report draws, which is left to the caller; an older report in ``out`` is removed."""
     name, game = game_of(problem)
+    if operator != DEFAULT_OPERATOR and name != "market":
+        raise ConfigError(f"operator is for the market, whose network caps stations, got {operator!r} for {name}")
+    network = make_operator(operator)
     check_policies(policies, game)
     world = scenario if isinstance(scenario, Scenario) else load_scenario(scenario or game.scenario)
     runs = load_runs(policies, world, name)
-    contest = prepare(game, world, n_days, split, relative_gap, listener)
-    comparison = _empty(name, contest, relative_gap, runs)
+    contest = prepare(game, world, n_days, split, relative_gap, listener, network)
+    comparison = _empty(name, contest, relative_gap, runs, operator)
     played: list[Played] = []
     for number, policy in enumerate(policies):
         listener(f"playing {policy}", number, len(policies))
@@ -183,7 +191,9 @@ def compare_part(
     return _part(comparison, contest, game, played)
 
 
-def _empty(problem: ProblemName, contest: Contest, relative_gap: float, runs: Mapping[str, Run]) -> Comparison:
+def _empty(
+    problem: ProblemName, contest: Contest, relative_gap: float, runs: Mapping[str, Run], operator: str
+) -> Comparison:
     game, certificate = GAMES[problem], contest.solutions[0].certificate
     records = [record for run in runs.values() for record in run.records]
     presets = json.dumps([record.preset for record in records], sort_keys=True)
@@ -199,6 +209,7 @@ def _empty(problem: ProblemName, contest: Contest, relative_gap: float, runs: Ma
         infeasible_kwh=tuple(game.infeasible_kwh(contest).tolist()),
         results=(),
         stations=game.stations(contest),
+        notes=() if operator == DEFAULT_OPERATOR else (f"The network's operator is {operator}.",),
         provenance=collect_provenance(
             config_hash=config_hash(contest.scenario.model_dump_json(by_alias=True) + presets),
             training_seeds=sorted({record.seed for record in records}),

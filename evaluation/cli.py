@@ -306,6 +306,7 @@ def compare(
         list[str] | None,
         typer.Option(help="Where drivers respond: a rule for retail prices, may be repeated.", show_default="own"),
     ] = None,
+    operator: Annotated[str, typer.Option(help="Of the market's network: pro_rata, misocp or none.")] = "pro_rata",
     as_json: Json = False,
 ) -> None:
     """Put policies beside each other and the proven bound, on the same days.
@@ -321,11 +322,14 @@ def compare(
     if problem == "market" and scenario is not None:
         city = _load_scenario(scenario)
         if city.responsive_spec is not None:
+            if operator != benchmark.DEFAULT_OPERATOR:
+                raise ConfigError(f"compare: where drivers respond the operator is pro_rata, got {operator!r}")
             _compare_responsive(city, policies, retail, days, split, out, as_json)
             return
     if retail:
         raise ConfigError("compare: --retail needs a scenario of the market with responsive_demand; leave it out")
     options: dict[str, Any] = {"n_days": days, "split": split.value, "scenario": scenario, "out": out}
+    options["operator"] = operator
     with _quiet_stdout(), _StageProgress(console=_stderr()) as progress:
         comparison = benchmark.compare(problem, policies, **options, listener=progress.show)
     if as_json:

@@ -6,7 +6,7 @@ solver returns and puts it through the nonlinear power flow: no solver's word is
 
 import itertools
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 import numpy as np
 
@@ -36,6 +36,31 @@ ORDER_TOLERANCE_KW: Final = 1e-5
 """Power by which a plan may miss the order of (N3)."""
 MAX_POSITIONS: Final = 10_000
 """Largest number of joint positions of tap changer and banks: each is tried on the base load of every slot."""
+
+
+class Network(Protocol):
+    """What (Q1)-(Q6) read: T slots, S stations, N buses, C joint positions of the devices.
+
+    load_kva (T, N, 3) without stations, limits of every slot, head_pu (C,), station_bus (S,), range_kw: least and
+    largest net positions (T, S), standing_kvar (N, 3): capacitors in service beside the banks of the devices.
+    """
+
+    @property
+    def feeder(self) -> Feeder: ...
+    @property
+    def devices(self) -> Devices: ...
+    @property
+    def load_kva(self) -> ComplexArray: ...
+    @property
+    def limits(self) -> Limits: ...
+    @property
+    def head_pu(self) -> FloatArray: ...
+    @property
+    def station_bus(self) -> IntArray: ...
+    @property
+    def range_kw(self) -> tuple[FloatArray, FloatArray]: ...
+    @property
+    def standing_kvar(self) -> FloatArray: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,6 +98,21 @@ class NetworkProblem:
     def n_stations(self) -> int:
         """Number of stations S."""
         return len(self.stations)
+
+    @property
+    def station_bus(self) -> IntArray:
+        """Bus of every station, (S,)."""
+        return self.stations.bus
+
+    @property
+    def range_kw(self) -> tuple[FloatArray, FloatArray]:
+        """See `position_range_kw`."""
+        return position_range_kw(self)
+
+    @property
+    def standing_kvar(self) -> FloatArray:
+        """None: every bank is a device."""
+        return np.zeros((len(self.feeder), 3))
 
     @property
     def head_pu(self) -> FloatArray:

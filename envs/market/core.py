@@ -111,8 +111,8 @@ class MarketOutcome:
     (B, S): ev_kw that drivers asked for, position_kw, storage_kw (executed), curtailed_kw, unserved_kw, accepted_kw,
     payment_eur_per_h of the clearing that stands, held_kw kept in storage because it was not sold (M6), moved_kw that
     caps moved into or out of storage, cap_kw, ask_eur_per_kwh, terms in EUR. (B,): n_rounds between stations and
-    operator, 1 where caps came without talks, 0 without caps; price_eur_per_kwh, volume_kw,
-    community_eur, factor and n_extra_flows of the operator, converged, loss_kw of the network. voltage_pu (B, N, P).
+    operator, 1 where caps came without talks, 0 without caps; price_eur_per_kwh, volume_kw, community_eur, factor,
+    n_extra_flows and fallback of the operator, converged, loss_kw of the network. voltage_pu (B, N, P).
     """
 
     ev_kw: FloatArray
@@ -133,6 +133,7 @@ class MarketOutcome:
     community_eur: FloatArray
     factor: FloatArray
     n_extra_flows: IntArray
+    fallback: BoolArray
     converged: BoolArray
     voltage_pu: ComplexArray
     loss_kw: FloatArray
@@ -197,6 +198,7 @@ def step(
         community_eur=community,
         factor=answer.factor,
         n_extra_flows=answer.n_extra_flows,
+        fallback=answer.fallback,
         converged=answer.converged,
         voltage_pu=answer.voltage_pu,
         loss_kw=answer.loss_pu * PHASE_BASE_KVA,
@@ -319,7 +321,7 @@ def _refused(world: MarketWorld, state: MarketState, action: MarketAction) -> Ma
             raise DataError(f"action.{name}[{row}, {station}] must be finite, got {values[row, station]}")
         checked.append(values)
     check_asks(checked[1], *ask_band(world, state), np.ones(checked[1].shape, dtype=np.bool_))
-    return MarketAction(*checked)
+    return replace(action, storage_kw=checked[0], ask_eur_per_kwh=checked[1])
 
 
 def ask_band(world: MarketWorld, state: MarketState) -> tuple[FloatArray, FloatArray]:

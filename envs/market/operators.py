@@ -77,7 +77,8 @@ def make_grid(
 class Answer(NamedTuple):
     """What an operator fills, row by row: cap_kw (B, S), infinite without a cap; adjusted_kw (B, S); factor (B,);
     n_extra_flows (B,), negative where even the base load breaks the limits; voltage_pu (B, N, 3), loss_pu (B,),
-    n_sweeps (B,), negative where the power flow did not converge."""
+    n_sweeps (B,), negative where the power flow did not converge; fallback (B,), where a safer answer than the
+    operator's own had to do."""
 
     cap_kw: FloatArray
     adjusted_kw: FloatArray
@@ -86,6 +87,7 @@ class Answer(NamedTuple):
     voltage_pu: ComplexArray
     loss_pu: FloatArray
     n_sweeps: IntArray
+    fallback: BoolArray
 
     @property
     def converged(self) -> BoolArray:
@@ -106,6 +108,7 @@ def empty_answer(n_rows: int, n_stations: int, n_buses: int) -> Answer:
         voltage_pu=np.empty((n_rows, n_buses, 3), dtype=np.complex128),
         loss_pu=np.zeros(n_rows),
         n_sweeps=np.zeros(n_rows, dtype=np.int64),
+        fallback=np.zeros(n_rows, dtype=np.bool_),
     )
 
 

@@ -104,6 +104,7 @@ def slot_terms(outcome: MarketOutcome) -> dict[str, np.ndarray]:
         **dict(zip(names, power, strict=True)),
         "rounds": outcome.n_rounds,
         "factor": outcome.factor,
+        "operator_fallback": outcome.fallback,
         "lowest_voltage_pu": lowest_voltage_pu(outcome),
         "loss_kw": outcome.loss_kw,
         "converged": outcome.converged,
