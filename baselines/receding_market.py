@@ -62,10 +62,11 @@ def outlook_of(view: MarketView, row: int) -> Outlook:
 
 @dataclass(frozen=True, eq=False)
 class DayPlan:
-    """A plan of the rest of a day, (T, S), zero before it begins: storage_kw, and water_eur_per_kwh, the value of a kWh
-    more in storage after the slot. energy_kwh (T + 1, S): stored before each slot and at the end."""
+    """A plan of the rest of a day, (T, S), zero before it begins: storage_kw, position_kw, and water_eur_per_kwh, the
+    value of a kWh more in storage after the slot. energy_kwh (T + 1, S): stored before each slot and at the end."""
 
     storage_kw: FloatArray
+    position_kw: FloatArray
     water_eur_per_kwh: FloatArray
     energy_kwh: FloatArray
     basis: Basis | None
@@ -132,9 +133,14 @@ class RestOfDay:
                 f"market, slot {now.slot}: the plan of stations {names} must be optimal, got status "
                 f"{result.status.value!r} after {result.seconds:.1f} s; raise time_limit_s"
             )
-        x, water = result.x, -result.row_dual[self.s1_energy]
-        storage = x[self.columns["charge_kw"]] - x[self.columns["discharge_kw"]]
-        return DayPlan(storage, water, x[self.columns["energy_kwh"]], result.basis)
+        x = {name: result.x[column] for name, column in self.columns.items()}
+        return DayPlan(
+            storage_kw=x["charge_kw"] - x["discharge_kw"],
+            position_kw=x["position_kw"],
+            water_eur_per_kwh=-result.row_dual[self.s1_energy],  # energy after a slot counts positive in (S1)
+            energy_kwh=x["energy_kwh"],
+            basis=result.basis,
+        )
 
 
 _BY_SLOT: Final = (

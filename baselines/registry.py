@@ -38,9 +38,15 @@ def _receding_market() -> MarketPolicy:
     return RecedingHorizon()
 
 
+def _four_stage() -> MarketPolicy:
+    from evcs_gym.baselines.four_stage import FourStage
+
+    return FourStage(make_operator("misocp"))
+
+
 PLANNERS: Final[Mapping[str, Mapping[str, Callable[[], Any]]]] = {
     "normal_charging": {},
-    "market": {"receding_horizon": _receding_market},
+    "market": {"receding_horizon": _receding_market, "four_stage": _four_stage},
 }
 """By problem: policies that solve programmes while they play, milliseconds a slot and more; made when asked for, since
 they need Pyomo and a solver."""
