@@ -70,7 +70,7 @@ def check_policies(policies: Sequence[str], game: Game) -> None:
         raise ConfigError("name at least one policy: a rule, 'optimum' or a run folder")
     if len(set(policies)) != len(policies):
         raise ConfigError(f"each policy may be named once, got {', '.join(policies)}")
-    known = (*game.rules, *game.planners, *game.plans)
+    known = game.policies
     for name in policies:
         if name in known:
             continue
@@ -93,7 +93,7 @@ def load_runs(policies: Sequence[str], scenario: Scenario, problem: ProblemName)
     """
     runs, game = {}, GAMES[problem]
     for name in policies:
-        if name not in (*game.rules, *game.planners, *game.plans):
+        if name not in game.policies:
             folders = _seed_folders(Path(name))
             records = [read_run(folder) for folder in folders]
             for folder, record in zip(folders, records, strict=True):

@@ -108,6 +108,11 @@ class Game:
     stations: Callable[[Contest], tuple[str, ...]] = lambda _contest: ()
     planners: tuple[str, ...] = ()
 
+    @property
+    def policies(self) -> tuple[str, ...]:
+        """Names of all policies that are no run."""
+        return (*self.rules, *self.planners, *self.plans)
+
 
 def prepare(
     game: Game,
