@@ -30,8 +30,8 @@ _WIDEST_FRAC: Final = 0.1
 """Share of the largest l at the first reference by which l may exceed its tangent at first."""
 _SHRINK: Final = 0.125
 """What that becomes at most where the power flow refuses the answer, and one over it where the programme has none."""
-_SHRINK_PER_SQUARE: Final = 1e3
-"""The excess left is proportional to that room, the way back needs its square: with sensitivities above 0.03 pu of
+_SHRINK_PER_SQUARE: Final = 500.0
+"""The excess left is proportional to that room, the way back needs its square: with sensitivities above 0.05 pu of
 voltage per pu of power this factor leaves enough."""
 _SLOT_LIMIT_S: Final = 10.0
 
@@ -73,6 +73,11 @@ class SlotNetwork:
     def range_kw(self) -> tuple[FloatArray, FloatArray]:
         """(1, S) least and largest position: a cap bounds |g| at unchanged sign."""
         return np.minimum(self.wish_kw, 0.0)[None], np.maximum(self.wish_kw, 0.0)[None]
+
+    @property
+    def reach_kw(self) -> float:
+        """All that was asked for."""
+        return float(np.abs(self.wish_kw).sum())
 
     def flow(self, position_kw: FloatArray, start_pu: ComplexArray) -> tuple[PowerFlow, float]:
         """Nonlinear power flow at positions (S,), and its largest excess over a limit."""
@@ -161,7 +166,7 @@ def least_adjustment(slot: SlotNetwork, safe_kw: FloatArray, voltage_pu: Complex
             continue
         flow, excess = slot.flow(tried, reference.voltage_pu)
         best.n_flows += 1
-        if excess <= PASS_TOLERANCE:  # (N4)
+        if excess <= PASS_TOLERANCE:
             gained_kw = float(np.abs(tried).sum()) - best.kept_kw
             if gained_kw > -SETTLED_KW and (not best.own or gained_kw > 0.0):
                 best.position_kw, best.flow, best.own = tried, flow, True

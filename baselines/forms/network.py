@@ -347,8 +347,7 @@ def self_impedance_pu(feeder: Feeder) -> ComplexArray:
 
 def power_box_pu(problem: Network) -> float:
     """No branch carries more per phase: twice all loads and all that stations can give or take."""
-    least, largest = problem.range_kw
-    own = np.abs(problem.load_kva).sum(axis=(1, 2)).max() + np.maximum(-least, largest).sum(axis=1).max()
+    own = np.abs(problem.load_kva).sum(axis=(1, 2)).max() + problem.reach_kw
     banks = sum(bank.kvar_per_step * bank.n_steps for bank in problem.devices.banks) + problem.standing_kvar.sum()
     return float(2.0 * (own + banks) / PHASE_BASE_KVA)
 
