@@ -1,4 +1,4 @@
-"""Names of rules, resolved in one place, for every problem in which policies play."""
+"""Names of rules and planners, resolved in one place, for every problem in which policies play."""
 
 import difflib
 from collections.abc import Callable, Iterable, Mapping
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, overload
 from evcs_gym.baselines import rules
 from evcs_gym.baselines.policy import Rule
 from evcs_gym.baselines.policy_fast import FastRulePolicy
-from evcs_gym.baselines.policy_market import MarketRulePolicy
+from evcs_gym.baselines.policy_market import MarketPolicy, MarketRulePolicy
 from evcs_gym.baselines.rules_fast import FAST_RULES
 from evcs_gym.baselines.rules_market import MARKET_RULES
 from evcs_gym.envs.errors import ConfigError
@@ -37,6 +37,25 @@ RULES: dict[str, Callable[[View], FloatArray]] = {
 }
 """Rules of normal charging by name."""
 
+
+def _receding_market() -> MarketPolicy:
+    from evcs_gym.baselines.receding_market import RecedingHorizon
+
+    return RecedingHorizon()
+
+
+def _four_stage() -> MarketPolicy:
+    from evcs_gym.baselines.four_stage import FourStage
+
+    return FourStage(make_operator("misocp"))
+
+
+PLANNERS: Final[Mapping[str, Mapping[str, Callable[[], Any]]]] = {
+    "normal_charging": {},
+    "market": {"receding_horizon": _receding_market, "four_stage": _four_stage},
+}
+"""By problem: policies that solve programmes while they play, milliseconds a slot and more; made when asked for, since
+they need Pyomo and a solver."""
 
 OPERATORS: Final = ("pro_rata", "misocp", "none")
 """Network operators of the market by name; environments take the object (`operator=`)."""
@@ -116,3 +135,18 @@ def make_rule(name: str, problem: str = "normal_charging") -> Rule | MarketRuleP
     if problem == "market":
         return MarketRulePolicy(name, MARKET_RULES[name])
     return FastRulePolicy(name, FAST_RULES[name]) if problem == "fast_charging" else Rule(name, RULES[name])
+
+
+def make_policy(name: str, problem: str = "normal_charging") -> Any:
+    """A fresh policy of the registry: a rule or a planner.
+
+    Raises:
+        ConfigError: none of that name; says the nearest. No policies play in that problem.
+    """
+    planners = PLANNERS[played(problem)]
+    if name in planners:
+        return planners[name]()
+    if name in rules_of(problem):
+        return make_rule(name, problem)
+    known = (*rules_of(problem), *planners)
+    raise ConfigError(f"there is no policy {name!r}{_nearest(name, known)} (known: {', '.join(known)})")

@@ -57,7 +57,7 @@ def check_policies(policies: Sequence[str], game: Game) -> None:
         raise ConfigError("name at least one policy: a rule, 'optimum' or a run folder")
     if len(set(policies)) != len(policies):
         raise ConfigError(f"each policy may be named once, got {', '.join(policies)}")
-    known = (*game.rules, *game.plans)
+    known = game.policies
     for name in policies:
         if name in known:
             continue
@@ -79,8 +79,7 @@ def load_runs(policies: Sequence[str], scenario: Scenario, problem: ProblemName)
         DataError: a broken file.
     """
     game = GAMES[problem]
-    learned = (name for name in policies if name not in game.rules and name not in game.plans)
-    return {name: load_run(name, scenario, problem) for name in learned}
+    return {name: load_run(name, scenario, problem) for name in policies if name not in game.policies}
 
 
 def _curve(run: Run | None) -> TrainingCurve | None:

@@ -545,6 +545,30 @@ def city(
         _stdout().print(_table_of([{"measure": key, "value": _short(value)} for key, value in content.items()]))
 
 
+@app.command()
+def rounds(
+    day: Annotated[int, typer.Option(min=0, help="Seed of the day.")] = 0,
+    split: SplitName = Split.test,
+    scenario: ScenarioName = None,
+    operator: Annotated[str, typer.Option(help="With whom the stations talk: pro_rata or misocp.")] = "misocp",
+    max_rounds: Annotated[int | None, typer.Option(min=1, help="Rounds of a talk.", show_default="5")] = None,
+    as_json: Json = False,
+) -> None:
+    """Show the rounds of the four-stage method on a day: caps, curtailed energy, price, profit and its change."""
+    from evcs_gym.baselines.four_stage import MAX_ROUNDS
+    from evcs_gym.evaluation.rounds import round_rows, talk_records, talks_of_day
+
+    world = _load_scenario(scenario or DEFAULT_SCENARIOS["market"])
+    with _quiet_stdout(), _stderr().status("playing ..."):
+        talks, played = talks_of_day(world, world.day(day, split.value), operator, max_rounds or MAX_ROUNDS)
+    cost_eur = float(played.cost_eur[0])
+    if as_json:
+        _print_json({"scenario": world.name, "day": day, "cost_eur": cost_eur, "talks": talk_records(talks)})
+    else:
+        _stdout().print(_table_of(round_rows(talks)))
+        _stdout().print(f"community cost {cost_eur:.2f} EUR")
+
+
 def _short(value: object) -> str:
     return f"{value:.5g}" if isinstance(value, float) else str(value)
 

@@ -119,9 +119,10 @@ class Played:
 class Game:
     """A problem in which policies play.
 
-    scenario: where none is named. rules: by name. plans: names of policies that come from the exact plan. bound_label:
-    what scores 1. solve: one day exactly. world: of days. naive: cost of the naive rule on a world under an operator,
-    (D,). play: one policy on a contest; runs hold the learned ones. trace: figures' data of the policies shown.
+    scenario: where none is named. rules: by name. planners: names of policies that solve programmes as they play, which
+    play only where they are asked for. plans: names of policies that come from the exact plan. bound_label: what scores
+    1. solve: one day exactly. world: of days. naive: cost of the naive rule on a world under an operator, (D,). play:
+    one policy on a contest; runs hold the learned ones. trace: figures' data of the policies shown.
     """
 
     scenario: str
@@ -136,6 +137,12 @@ class Game:
     play: Callable[[Contest, str, Mapping[str, Run]], Played]
     trace: Callable[[Contest, Sequence[Played]], Any]
     stations: Callable[[Contest], tuple[str, ...]] = lambda _contest: ()
+    planners: tuple[str, ...] = ()
+
+    @property
+    def policies(self) -> tuple[str, ...]:
+        """Names of all policies that are no run."""
+        return (*self.rules, *self.planners, *self.plans)
 
 
 def prepare(

@@ -1,5 +1,6 @@
 """The market as a comparison sees it: rules, the network-free plan replayed, and learned policies."""
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -7,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from evcs_gym.baselines.policy_market import MarketPolicy, PlanPolicy
-from evcs_gym.baselines.registry import NAIVE_RULES, make_rule
+from evcs_gym.baselines.registry import NAIVE_RULES, PLANNERS, make_policy, make_rule
 from evcs_gym.baselines.rules_market import MARKET_RULES
 from evcs_gym.baselines.score_market import MarketRollout, market_ms_per_decision, market_rollout
 from evcs_gym.envs import Day, Scenario
@@ -16,7 +17,7 @@ from evcs_gym.envs.market.core import MarketWorld
 from evcs_gym.envs.market.operators import Operator
 from evcs_gym.envs.market.prepare import market_world
 from evcs_gym.envs.types import FloatArray
-from evcs_gym.envs.units import DAY_START_HOUR, N_SLOTS, SLOT_H
+from evcs_gym.envs.units import DAY_START_HOUR, MS_PER_S, N_SLOTS, SLOT_H
 from evcs_gym.evaluation.contest import OPTIMUM, Contest, Game, Played, Run
 from evcs_gym.evaluation.records import Kind, MarketResult, MarketTrace, PolicyResult, policy_result
 from evcs_gym.training.market import refuse_answering_drivers
@@ -118,12 +119,14 @@ def _play(contest: Contest, name: str, runs: Mapping[str, Run]) -> Played:
 
 
 def _play_rule(contest: Contest, name: str) -> Played:
-    rule = make_rule(name, "market")
-    timed = market_ms_per_decision(contest.world, rule)
-    result = _scored(
-        contest, name, "rule", [market_rollout(contest.world, rule, contest.operator)], ms_per_decision=timed
-    )
-    return Played(result, _first_day(contest, rule))
+    policy = make_policy(name, "market")
+    timed = market_ms_per_decision(contest.world, policy)
+    began = time.perf_counter()
+    rollouts = [market_rollout(contest.world, policy, contest.operator)]
+    ms_per_slot = (time.perf_counter() - began) * MS_PER_S / (len(contest.days) * N_SLOTS)
+    note = f"solves programmes as it plays: {ms_per_slot:.1f} ms a slot on average" if name in MARKET.planners else ""
+    result = _scored(contest, name, "rule", rollouts, ms_per_decision=timed, note=note)
+    return Played(result, _first_day(contest, policy))
 
 
 def _play_optimum(contest: Contest) -> Played:
@@ -177,6 +180,7 @@ MARKET = Game(
     naive_label=NAIVE_RULE,
     bound_label=BOUND_LABEL,
     rules=MARKET_RULES,
+    planners=tuple(PLANNERS["market"]),
     plans=(OPTIMUM,),
     solve=_solve,
     world=market_world,

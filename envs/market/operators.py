@@ -194,6 +194,36 @@ class ProRata:
         adjust_rows(first, stop, *arrays)
 
 
+@dataclass(frozen=True, eq=False)
+class AgreedCaps:
+    """Caps (B, S) that stand already, infinite where there is none, and behind them another operator."""
+
+    operator: Operator
+    cap_kw: FloatArray
+
+    @property
+    def in_threads(self) -> bool:
+        """That of the operator behind."""
+        return self.operator.in_threads
+
+    def answer(
+        self,
+        first: int,
+        stop: int,
+        grid: Grid,
+        at: IntArray,
+        position_kw: FloatArray,
+        start_pu: ComplexArray,
+        into: Answer,
+    ) -> None:
+        """See `Operator`."""
+        rows, capped = slice(first, stop), position_kw.copy()
+        capped[rows] = np.clip(position_kw[rows], -self.cap_kw[rows], self.cap_kw[rows])
+        self.operator.answer(first, stop, grid, at, capped, start_pu, into)
+        binding = np.abs(position_kw[rows]) > self.cap_kw[rows]
+        into.cap_kw[rows] = np.minimum(into.cap_kw[rows], np.where(binding, self.cap_kw[rows], np.inf))
+
+
 PRO_RATA: Final = ProRata()
 NO_OPERATOR: Final = NoOperator()
 

@@ -102,6 +102,7 @@ def slot_terms(outcome: MarketOutcome) -> dict[str, np.ndarray]:
         "price_eur_per_kwh": outcome.price_eur_per_kwh,
         "volume_kw": outcome.volume_kw,
         **dict(zip(names, power, strict=True)),
+        "rounds": outcome.n_rounds,
         "factor": outcome.factor,
         "operator_fallback": outcome.fallback,
         "lowest_voltage_pu": lowest_voltage_pu(outcome),

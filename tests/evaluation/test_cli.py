@@ -109,6 +109,7 @@ def test_no_command_shows_the_commands() -> None:
         "demo",
         "scenario",
         "city",
+        "rounds",
     ):
         assert name in result.output
 
@@ -126,6 +127,7 @@ def test_every_command_explains_itself() -> None:
         "demo",
         "scenario",
         "city",
+        "rounds",
     ):
         result = run(name, "--help")
         assert result.exit_code == 0

@@ -98,6 +98,24 @@ def test_costs_and_profits_are_the_rollouts(compared: Comparison, city: Scenario
     assert truthful.violation_pu is None
 
 
+def test_planners_are_compared_by_name_and_what_is_done_is_kept(city: Scenario, tmp_path: Path) -> None:
+    """An interruption loses the policy that was playing, none before it."""
+
+    def interrupt(what: str, *_: int) -> None:
+        if what == "playing idle":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        compare("market", ["receding_horizon", "four_stage", "idle"], 1, "test", city, tmp_path, listener=interrupt)
+    kept = read_json(tmp_path / "comparison.json")
+    assert ([result.label for result in kept.results], kept.complete) == (["receding_horizon", "four_stage"], False)
+    assert kept.below_bound() == ()
+    together, alone = kept.results
+    assert together.captured > 0.9 > alone.captured
+    assert together.ms_per_decision is not None
+    assert together.ms_per_decision > 0.0
+
+
 def test_a_learned_policy_has_a_row_for_each_seed(compared: Comparison, run: Path) -> None:
     learned = named(compared, str(run))
     assert (learned.kind, learned.training_seeds) == ("learned", (0, 1))
