@@ -4,11 +4,13 @@
    recorded quantities and asks, without operator. On each price that it can reach its profit is linear in its storage
    power: a mixed-integer programme whose bound is an upper limit of what the station could earn (`problems`).
 2. *Plan*: the chosen powers and asks, priced by the environment's station and auction. It reaches the bound up to the
-   gap asked for and ``ASK_STEP_EUR_PER_KWH`` per kWh: at a tie there is only a supremum.
+   gap asked for and ``ASK_STEP_EUR_PER_KWH`` per kWh: at a tie there is only a supremum. Where the plan sits on a
+   quantity at which the price turns, it is sought again ``STEP_KW`` away from it.
 
 Regret has two parts. *Storage*: own asks kept, own storage at its best. *Strategic*: asks freed too.
 """
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
@@ -18,8 +20,8 @@ import numpy as np
 from evcs_gym.baselines.forms.best_response import best_response as form_of
 from evcs_gym.baselines.policy_market import MarketPolicy, MarketStage
 from evcs_gym.baselines.problems import best_response as problems
-from evcs_gym.baselines.problems.best_response import ResponseProblem
-from evcs_gym.baselines.solvers import Status, Task, compile_model, solve
+from evcs_gym.baselines.problems.best_response import STEP_KW, ResponseProblem
+from evcs_gym.baselines.solvers import Task, compile_model, solve
 from evcs_gym.envs.errors import SolverError
 from evcs_gym.envs.market.auction import PRICE_RULES
 from evcs_gym.envs.market.core import MarketAction, MarketWorld, initial_state, step
@@ -89,14 +91,34 @@ def best_response(
         SolverError: no solver, one that failed, or one that found nothing in time.
     """
     problems.check_data(problem)
-    ways = problems.ways(problem, kept_ask_eur_per_kwh)
+    began = time.monotonic()
+    found = _solved(problem, kept_ask_eur_per_kwh, 0.0, gap_eur, time_limit_s)
+    if found is None:
+        raise SolverError(
+            f"best response of station {problem.name!r}: no plan in {time_limit_s:g} s; raise the time limit"
+        )
+    left_s = time_limit_s - (time.monotonic() - began)
+    if found.gap_eur > gap_eur and left_s > 0.0:  # a quantity at which the price turns: stay a step away from it
+        again = _solved(problem, kept_ask_eur_per_kwh, STEP_KW, gap_eur, left_s)
+        if again is not None and again.profit_eur > found.profit_eur:
+            found = replace(again, bound_eur=max(found.bound_eur, again.profit_eur), status=found.status)
+    return replace(found, seconds=time.monotonic() - began)
+
+
+def _solved(
+    problem: ResponseProblem,
+    kept_ask_eur_per_kwh: FloatArray | None,
+    step_kw: float,
+    gap_eur: float,
+    time_limit_s: float,
+) -> Response | None:
+    """The programme's plan, priced, and its bound, which holds for all plans where the step is 0; None without time."""
+    ways = problems.ways(problem, kept_ask_eur_per_kwh, step_kw)
     form = form_of(problem, ways)
     compiled = compile_model(form.model)
     result = solve(Task(compiled.form, absolute_gap=gap_eur), time_limit_s)
     if result.x is None:
-        raise SolverError(
-            f"best response of station {problem.name!r}: no plan in {time_limit_s:g} s; raise the time limit"
-        )
+        return None
     chosen, power = (result.x[compiled.columns(variables)] for variables in (form.chosen, form.power))
     wish, ask = np.zeros(problem.n_slots), np.zeros(problem.n_slots)
     for way, taken, kw in zip(ways, chosen > 0.5, power, strict=True):
@@ -105,8 +127,7 @@ def best_response(
     if kept_ask_eur_per_kwh is not None:
         ask = np.array(kept_ask_eur_per_kwh, dtype=np.float64)
     profit = problems.play(problem, wish, ask).profit_eur
-    status = Status.OPTIMAL if result.status is Status.OPTIMAL else Status.TIME_LIMIT
-    return Response(wish, ask, profit, max(-result.bound, profit), str(status), result.seconds)
+    return Response(wish, ask, profit, max(-result.bound, profit), str(result.status), result.seconds)
 
 
 def regret(

@@ -363,6 +363,33 @@ def _compare_responsive(
 
 
 @app.command()
+def exploit(
+    policy: Annotated[str, typer.Argument(help="A rule of the market, 'optimum' or a run folder.")],
+    days: Annotated[int, typer.Option(min=1, help="How many days: the seeds 0 to N-1.")] = 10,
+    split: SplitName = Split.test,
+    scenario: ScenarioName = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for exploit.json.", show_default="runs/exploit/ and the policy's name")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Find every station's best response to what the others bid; a search that was interrupted goes on."""
+    from evcs_gym.evaluation import exploit as search
+
+    world = _load_scenario(scenario or DEFAULT_SCENARIOS["market"])
+    folder = out or Path("runs") / "exploit" / Path(policy).name
+    with _quiet_stdout(), _StageProgress(console=_stderr()) as progress:
+        found = search.exploit(policy, world, days, split.value, folder, progress.show)
+    known = search.summary(found.days)
+    if as_json:
+        _print_json({**found.model_dump(mode="json"), "summary": known.as_dict()})
+    else:
+        _stdout().print(search.station_table(found))
+        _stdout().print(search.policy_table({policy: known}))
+    _stderr().print(f"numbers: {folder / search.EXPLOIT_FILE}", soft_wrap=True)
+
+
+@app.command()
 def render(
     out: Annotated[Path, typer.Option(help="The GIF that is written.")] = Path("runs/day.gif"),
     policy: Annotated[str, typer.Option(help="The rule that all stations play.")] = "dp_truthful",

@@ -74,7 +74,7 @@ class ResponseProblem:
 
 class Way(NamedTuple):
     """One way to spend a slot: storage power within [low_kw, high_kw], of one sign, at an ask, earns base_eur +
-    slope_eur_per_kw * power; an upper limit that is met up to `ASK_STEP_EUR_PER_KWH` and `STEP_KW`.
+    slope_eur_per_kw * power, up to `ASK_STEP_EUR_PER_KWH` and `STEP_KW`.
 
     full, empty: only where the storage ends the slot full, or at its least energy. shared: in a tie, where it offers
     more than it ends up with, for its share: see `wish_kw`.
@@ -186,8 +186,11 @@ def _slot_profit_eur(
 # --- what can be earned in a slot ----------------------------------------------------------------------------
 
 
-def ways(problem: ResponseProblem, kept_ask_eur_per_kwh: FloatArray | None = None) -> list[Way]:
+def ways(problem: ResponseProblem, kept_ask_eur_per_kwh: FloatArray | None = None, step_kw: float = 0.0) -> list[Way]:
     """All that is worth choosing in each slot, in the order of slots.
+
+    step_kw: what a quantity stays below one at which the price turns against the station. With 0 they are limits: no
+    plan earns more, but a plan at such a quantity may earn less.
 
     kept_ask_eur_per_kwh: (T,) asks that stay; where one equals another's, the share is a tangent, a little more than
     the station gets. Without, every ask that matters is tried: just below each of the others', and the band's ends.
@@ -195,7 +198,7 @@ def ways(problem: ResponseProblem, kept_ask_eur_per_kwh: FloatArray | None = Non
     out: list[Way] = []
     for t in range(problem.n_slots):
         kept = None if kept_ask_eur_per_kwh is None else float(kept_ask_eur_per_kwh[t])
-        trades = [*_purchases(problem, t), *_sales(problem, t, kept)]
+        trades = [*_purchases(problem, t, step_kw), *_sales(problem, t, kept, step_kw)]
         out += _useful([*_ways_of(problem, t, trades), *_ways_at_the_connection(problem, t, trades)])
     return out
 
@@ -208,23 +211,23 @@ def _steps(problem: ResponseProblem, t: int) -> tuple[list[float], list[float], 
     return asks.tolist(), upto, float(np.maximum(-problem.others_kw[t], 0.0).sum())
 
 
-def _purchases(problem: ResponseProblem, t: int) -> Iterator[Trade]:
+def _purchases(problem: ResponseProblem, t: int, step_kw: float) -> Iterator[Trade]:
     """A buyer pays the dearest ask that all demand needs, on all it buys; never more than the utility's price."""
     asks, upto, demand = _steps(problem, t)
     limit, fee = problem.assets.connection_kw[0], problem.network_fee_eur_per_kwh
     low = problem.export_eur_per_kwh[t]
     yield Trade(-limit, 0.0, problem.import_eur_per_kwh[t], 0.0, low)
     for ask, offered in zip(asks, upto, strict=True):
-        if offered - demand > STEP_KW:
-            yield Trade(-min(offered - demand - STEP_KW, limit), 0.0, ask + fee, 0.0, low)
+        if offered - demand > step_kw:
+            yield Trade(-min(offered - demand - step_kw, limit), 0.0, ask + fee, 0.0, low)
 
 
-def _sales(problem: ResponseProblem, t: int, kept_ask: float | None) -> Iterator[Trade]:
+def _sales(problem: ResponseProblem, t: int, kept_ask: float | None, step_kw: float) -> Iterator[Trade]:
     """A seller gets the dearest ask that the demand needs, its own where it is not sold out."""
     low, limit = float(problem.export_eur_per_kwh[t]), float(problem.assets.connection_kw[0])
     if kept_ask is None or kept_ask <= low:
         yield Trade(0.0, limit, low, 0.0, low)  # sold at the utility's price, or better
-    for price, ask, left, own in _reachable(problem, t, kept_ask):
+    for price, ask, left, own in _reachable(problem, t, kept_ask, step_kw):
         if price > low and left > 0.0:
             yield Trade(0.0, min(left, limit), price, 0.0, ask)
         held = _most_unsold_kw(problem, t)
@@ -241,7 +244,9 @@ def _most_unsold_kw(problem: ResponseProblem, t: int) -> float:
     return min(float(problem.pv_kw[t] - problem.ev_kw[t]), limit) if problem.reservation else limit
 
 
-def _reachable(problem: ResponseProblem, t: int, kept_ask: float | None) -> Iterator[tuple[float, float, float, bool]]:
+def _reachable(
+    problem: ResponseProblem, t: int, kept_ask: float | None, step_kw: float
+) -> Iterator[tuple[float, float, float, bool]]:
     """Prices at which the station can sell: (price, its ask, most that it sells at it, whether the price is its ask).
 
     What it sells at a price is the demand less the offers below that price. At its own ask more may be offered.
@@ -260,8 +265,8 @@ def _reachable(problem: ResponseProblem, t: int, kept_ask: float | None) -> Iter
         yield kept_ask, kept_ask, left, True
     for k, price in enumerate(asks):
         if price > kept_ask:
-            yield price, kept_ask, demand - below[k] - STEP_KW, False
-    yield top, kept_ask, demand - below[-1], False
+            yield price, kept_ask, demand - below[k] - step_kw, False
+    yield top, kept_ask, demand - below[-1] - step_kw, False
 
 
 def _largest_ask(problem: ResponseProblem, t: int) -> float:
