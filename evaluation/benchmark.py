@@ -8,7 +8,7 @@ from pathlib import Path
 
 from evcs_gym.envs import Scenario, load_scenario
 from evcs_gym.envs.errors import ConfigError
-from evcs_gym.evaluation.contest import Contest, Game, Listener, Played, Run, prepare
+from evcs_gym.evaluation.contest import Contest, Game, Listener, Played, Run, load_run, prepare, seed_folders
 from evcs_gym.evaluation.contest_market import MARKET
 from evcs_gym.evaluation.contest_normal import NORMAL_CHARGING
 from evcs_gym.evaluation.records import (
@@ -22,10 +22,10 @@ from evcs_gym.evaluation.records import (
 )
 from evcs_gym.evaluation.report import Part, write_parts
 from evcs_gym.training.callbacks import PROGRESS_FILE
-from evcs_gym.training.checkpoint import RUN_FILE, read_run
+from evcs_gym.training.checkpoint import read_run
 from evcs_gym.training.config import ProblemName
 from evcs_gym.training.provenance import config_hash
-from evcs_gym.training.train import load_policy, one_thread
+from evcs_gym.training.train import one_thread
 
 GAMES: dict[ProblemName, Game] = {"normal_charging": NORMAL_CHARGING, "market": MARKET}
 """Problems in which policies play."""
@@ -45,19 +45,6 @@ def game_of(problem: str) -> tuple[ProblemName, Game]:
     raise ConfigError(f"problem must be {' or '.join(GAMES)}, got {problem!r}")
 
 
-def _seed_folders(path: Path) -> list[Path]:
-    """The run folders of a path: itself, or its ``seed-N`` children in order."""
-    if (path / RUN_FILE).is_file():
-        return [path]
-    children = sorted(
-        (c for c in path.glob("seed-*") if c.name.removeprefix("seed-").isdecimal() and (c / RUN_FILE).is_file()),
-        key=lambda child: int(child.name.removeprefix("seed-")),
-    )
-    if not children:
-        read_run(path)  # raises with the reason
-    return children
-
-
 def check_policies(policies: Sequence[str], game: Game) -> None:
     """Refuse names that are no rule, not the optimum and no run folder, before anything long begins.
 
@@ -73,7 +60,7 @@ def check_policies(policies: Sequence[str], game: Game) -> None:
         if name in known:
             continue
         if Path(name).is_dir():
-            _seed_folders(Path(name))
+            seed_folders(Path(name))
         elif "/" in name or "\\" in name:
             read_run(Path(name))
         else:
@@ -89,17 +76,9 @@ def load_runs(policies: Sequence[str], scenario: Scenario, problem: ProblemName)
         ConfigError: a run folder without a model, of another problem, or one that does not fit the scenario.
         DataError: a broken file.
     """
-    runs, game = {}, GAMES[problem]
-    for name in policies:
-        if name not in game.rules and name not in game.plans:
-            folders = _seed_folders(Path(name))
-            records = [read_run(folder) for folder in folders]
-            for folder, record in zip(folders, records, strict=True):
-                learned = record.preset.get("problem", problem)
-                if learned != problem:
-                    raise ConfigError(f"{folder}: was trained for {learned}, not for {problem}; compare it there")
-            runs[name] = Run(folders, records, [load_policy(folder, scenario) for folder in folders])
-    return runs
+    game = GAMES[problem]
+    learned = (name for name in policies if name not in game.rules and name not in game.plans)
+    return {name: load_run(name, scenario, problem) for name in learned}
 
 
 def _curve(run: Run | None) -> TrainingCurve | None:

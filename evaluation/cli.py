@@ -310,8 +310,8 @@ def compare(
 ) -> None:
     """Put policies beside each other and the proven bound, on the same days.
 
-    Where drivers respond (responsive_demand of a scenario) there is no bound: rules, by profit, time and energy;
-    no report.html, but stations.csv.
+    Where drivers respond (responsive_demand of a scenario) there is no bound: rules and runs of
+    market_responsive, by profit, time and energy.
     """
     from evcs_gym.envs.errors import ConfigError
     from evcs_gym.evaluation import benchmark
@@ -359,7 +359,7 @@ def _compare_responsive(
         for table in responsive_tables(comparison):
             _stdout().print(table)
     if out is not None:
-        _stderr().print(f"numbers: {out / 'comparison.json'}", soft_wrap=True)
+        _stderr().print(f"report: {out / 'report.html'}", soft_wrap=True)
 
 
 @app.command()
@@ -530,7 +530,7 @@ class _TrainingProgress(RichProgress):
         name = f"seed {seed}"
         known = {task.fields["name"]: task.id for task in self.tasks}
         bar = known[name] if name in known else self.add_task(name, total=progress.total_steps, name=name)
-        words = f"{name}: captured {progress.best_captured:.3f}, {progress.steps_per_second:,.0f} steps/s"
+        words = f"{name}: {progress.words}, {progress.steps_per_second:,.0f} steps/s"
         self.update(bar, completed=progress.steps, description=words)
 
     def finish(self) -> None:

@@ -11,7 +11,9 @@ from evcs_gym.envs import Day, Scenario
 from evcs_gym.envs.errors import ConfigError
 from evcs_gym.envs.types import FloatArray
 from evcs_gym.evaluation.records import Kind, PolicyResult, TrainingCurve
-from evcs_gym.training.checkpoint import RunInfo
+from evcs_gym.training.checkpoint import RUN_FILE, RunInfo, read_run
+from evcs_gym.training.config import ProblemName
+from evcs_gym.training.train import load_policy
 
 if TYPE_CHECKING:
     from evcs_gym.baselines.certificate import Solution
@@ -70,6 +72,35 @@ class Run:
         how = "cloned from a plan that knows the whole day, then learned" if cloned else "learned"
         finished = all(record.finished for record in self.records)
         return f"{how}, {seconds:.0f} s of training" if finished else f"{how}; training is not finished"
+
+
+def seed_folders(path: Path) -> list[Path]:
+    """The run folders of a path: itself, or its ``seed-N`` children in order."""
+    if (path / RUN_FILE).is_file():
+        return [path]
+    children = sorted(
+        (c for c in path.glob("seed-*") if c.name.removeprefix("seed-").isdecimal() and (c / RUN_FILE).is_file()),
+        key=lambda child: int(child.name.removeprefix("seed-")),
+    )
+    if not children:
+        read_run(path)  # raises with the reason
+    return children
+
+
+def load_run(name: str, scenario: Scenario, problem: ProblemName) -> Run:
+    """What was trained in a run folder, of one seed or of several, ready to play.
+
+    Raises:
+        ConfigError: a run folder without a model, of another problem, or one that does not fit the scenario.
+        DataError: a broken file.
+    """
+    folders = seed_folders(Path(name))
+    records = [read_run(folder) for folder in folders]
+    for folder, record in zip(folders, records, strict=True):
+        learned = record.preset.get("problem", problem)
+        if learned != problem:
+            raise ConfigError(f"{folder}: was trained for {learned}, not for {problem}; compare it there")
+    return Run(folders, records, [load_policy(folder, scenario) for folder in folders])
 
 
 @dataclass

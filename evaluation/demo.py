@@ -99,7 +99,7 @@ def _train_and_compare(act: Act, run: Path, preset: Preset, folder: Path, n_days
     show("training", "preparing days", 0, preset.total_steps)
 
     def learning(_seed: int, progress: callbacks.Progress) -> None:
-        words = f"training PPO, captured {progress.best_captured:.3f} on validation days"
+        words = f"training PPO, {progress.words} on validation days"
         show("training", words, progress.steps, progress.total_steps)
 
     train(preset, seeds=(SEED,), run_dir=run, listener=learning)

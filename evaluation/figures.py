@@ -9,6 +9,7 @@ import io
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Final
 
 import matplotlib as mpl
@@ -19,6 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, MaxNLocator, MultipleLocator
 
+from evcs_gym.baselines.score_responsive import FirstDay
 from evcs_gym.envs.errors import DataError
 from evcs_gym.envs.types import BoolArray, FloatArray
 from evcs_gym.envs.units import US_PER_S
@@ -314,11 +316,71 @@ def _captured_bar(axes: Axes, y: int, result: PolicyResult) -> None:
     )
 
 
+# --- (r) where drivers respond -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A mean with its interval, None on a single day."""
+
+    label: str
+    kind: Kind
+    value: float
+    low: float | None
+    high: float | None
+
+
+def bar_figure(bars: Sequence[Bar], axis: str) -> Figure:
+    """A bar for every mean with its 95 % interval, in the order given from the top."""
+    with _style():
+        figure = Figure(figsize=(WIDTH_IN, 0.9 + 0.36 * len(bars)), layout="constrained")
+        axes = figure.subplots()
+        for y, bar in enumerate(reversed(bars)):
+            axes.barh(y, bar.value, height=0.62, color=KIND_COLOUR[bar.kind], alpha=0.9, lw=0)
+            if bar.low is not None and bar.high is not None:
+                axes.plot([bar.low, bar.high], [y, y], color=INK, linewidth=1.4)
+        axes.set_yticks(range(len(bars)), [bar.label for bar in reversed(bars)])
+        axes.axvline(0.0, color=INK, linewidth=0.9)
+        axes.grid(axis="y", visible=False)
+        axes.tick_params(axis="y", length=0)
+        axes.set_xlabel(axis)
+    return figure
+
+
+def responsive_day_figure(time_h: FloatArray, days: Mapping[str, FirstDay]) -> Figure:
+    """Retail prices, charging power and cars that do not charge here on one day, a line for every policy."""
+    with _style():
+        figure = Figure(figsize=(WIDTH_IN, 6.4), layout="constrained")
+        retail, charging, outside = figure.subplots(3, 1, sharex=True)
+        for index, (label, day) in enumerate(days.items()):
+            colour = SEED_COLOURS[index % len(SEED_COLOURS)]
+            line: dict[str, Any] = {"color": colour, "lw": 1.6, "label": label, "drawstyle": "steps-post"}
+            cents = 100.0 * day.retail_eur_per_kwh
+            edges_h, mean = _steps(time_h, cents.mean(axis=1))
+            low, high = (_steps(time_h, edge)[1] for edge in (cents.min(axis=1), cents.max(axis=1)))
+            retail.fill_between(edges_h, low, high, step="post", color=colour, alpha=0.18, lw=0)
+            retail.plot(edges_h, mean, **line)
+            charging.plot(edges_h, _steps(time_h, day.charging_kw)[1], **line)
+            outside.plot(edges_h, _steps(time_h, day.outside_veh_per_h)[1], **line)
+        for axes, title, unit in (
+            (retail, "Retail prices of the stations", "ct/kWh"),
+            (charging, "Charging power that drivers ask for", "kW"),
+            (outside, "Cars that do not charge here", "cars/h"),
+        ):
+            axes.set_title(title)
+            axes.set_ylabel(unit)
+            axes.yaxis.set_major_locator(MaxNLocator(5))
+            _clock_axis(axes, time_h, labelled=axes is outside)
+        handles, names = charging.get_legend_handles_labels()
+        figure.legend(handles, names, loc="outside lower center", ncols=min(len(names), 3))
+    return figure
+
+
 # --- (d) training ------------------------------------------------------------------------------------------
 
 
-def training_figure(curves: Mapping[str, TrainingCurve]) -> Figure:
-    """Captured share on validation days while training: a line for every seed of every run, by the run's label.
+def training_figure(curves: Mapping[str, TrainingCurve], measure: str = "captured share") -> Figure:
+    """A measure on validation days while training: a line for every seed of every run, by the run's label.
 
     One run is drawn with a colour for every seed, several with a colour for every run.
     """
@@ -332,10 +394,11 @@ def training_figure(curves: Mapping[str, TrainingCurve]) -> Figure:
             else:
                 first = {int(curve.training_seed.min()): label}
                 _run_lines(axes, curve, first, [SEED_COLOURS[index % len(SEED_COLOURS)]])
-        axes.axhline(1.0, color=INK, linewidth=1.1, ls=DASHED)
+        if measure == "captured share":
+            axes.axhline(1.0, color=INK, linewidth=1.1, ls=DASHED)
         axes.xaxis.set_major_formatter(FuncFormatter(_thousands))
         axes.set_xlabel("training steps (one step = one slot of one row of the batch)")
-        axes.set_ylabel("captured share")
+        axes.set_ylabel(measure)
         axes.legend(loc="lower right")
     return figure
 
@@ -346,7 +409,7 @@ def _run_lines(axes: Axes, curve: TrainingCurve, names: Mapping[int, str], colou
         rows = np.flatnonzero(curve.training_seed == seed)
         # a run that was resumed judged its checkpoint twice: file order stands between equal steps
         rows = rows[np.argsort(curve.n_steps[rows], kind="stable")]
-        steps, share, colour = curve.n_steps[rows], curve.captured[rows], colours[index % len(colours)]
+        steps, share, colour = curve.n_steps[rows], curve.measure[rows], colours[index % len(colours)]
         axes.plot(steps, share, color=colour, lw=1.8, marker="o", ms=3, label=names.get(int(seed)))
 
 

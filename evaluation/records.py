@@ -641,41 +641,39 @@ class MarketTrace:
 
 @dataclass(frozen=True, eq=False)
 class TrainingCurve:
-    """Captured share on validation days while training; all arrays (K,), in file order."""
+    """A measure on validation days while training, such as the captured share; all arrays (K,), in file order."""
 
     training_seed: IntArray
     n_steps: IntArray
-    captured: FloatArray
+    measure: FloatArray
 
 
-CURVE_COLUMNS = ("training_seed", "n_steps", "captured")
-
-
-def read_training_curve(*paths: Path) -> TrainingCurve:
+def read_training_curve(*paths: Path, measure: str = "captured") -> TrainingCurve:
     """Read what training logged on validation days; one file may hold one seed or several.
 
-    Columns: training_seed, n_steps, captured; others are ignored.
+    Columns: training_seed, n_steps and the measure; others are ignored.
 
     Raises:
         DataError: a file, a column or a number is missing, or there is no line at all.
     """
+    columns = ("training_seed", "n_steps", measure)
     rows = [
-        _curve_point(line, f"{path}: line {number}")
+        _curve_point(line, columns, f"{path}: line {number}")
         for path in paths
-        for number, line in enumerate(_csv_lines(path, CURVE_COLUMNS), start=2)
+        for number, line in enumerate(_csv_lines(path, columns), start=2)
     ]
     if not rows:
         named = ", ".join(str(path) for path in paths) or "no files"
         raise DataError(f"training curve: {named} hold no line; train with validation switched on")
-    seed, steps, share = np.array(rows).T
-    return TrainingCurve(seed.astype(np.int64), steps.astype(np.int64), share)
+    seed, steps, values = np.array(rows).T
+    return TrainingCurve(seed.astype(np.int64), steps.astype(np.int64), values)
 
 
-def _curve_point(line: Mapping[str, str], where: str) -> list[float]:
+def _curve_point(line: Mapping[str, str], columns: Sequence[str], where: str) -> list[float]:
     try:
-        point = [float(line[name]) for name in CURVE_COLUMNS]
+        point = [float(line[name]) for name in columns]
     except (TypeError, ValueError) as error:
-        raise DataError(f"{where}: {', '.join(CURVE_COLUMNS)} must be numbers, got {dict(line)}") from error
+        raise DataError(f"{where}: {', '.join(columns)} must be numbers, got {dict(line)}") from error
     if not np.isfinite(point).all():
-        raise DataError(f"{where}: {', '.join(CURVE_COLUMNS)} must be finite, got {point}")
+        raise DataError(f"{where}: {', '.join(columns)} must be finite, got {point}")
     return point

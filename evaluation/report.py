@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from importlib import resources
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jinja2
 import numpy as np
@@ -19,6 +19,7 @@ from evcs_gym.evaluation.records import (
     DayTrace,
     MarketTrace,
     PolicyResult,
+    Provenance,
     TrainingCurve,
     write_csv,
     write_json,
@@ -241,6 +242,13 @@ def honest_notes(comparison: Comparison) -> tuple[str, ...]:
     return (*notes, *comparison.notes)
 
 
+def changed_note(origin: Provenance) -> list[str]:
+    """A word where the code was not that of a commit."""
+    if origin.git_hash is None or not origin.git_hash.endswith("+changed"):
+        return []
+    return ["The code had uncommitted changes: the commit below is not exactly what ran."]
+
+
 def _defects(comparison: Comparison) -> list[str]:
     notes = []
     if not comparison.complete:
@@ -252,10 +260,7 @@ def _defects(comparison: Comparison) -> list[str]:
             f"DEFECT: {len(broken)} costs lie below the proven bound ({named}{', …' if len(broken) > 5 else ''}). "
             "The bound or the cost is wrong; do not quote these results."
         )
-    git_hash = comparison.provenance.git_hash
-    if git_hash is not None and git_hash.endswith("+changed"):
-        notes.append("The code had uncommitted changes: the commit below is not exactly what ran.")
-    return notes
+    return [*notes, *changed_note(comparison.provenance)]
 
 
 def _reach_of_bound(comparison: Comparison) -> list[str]:
@@ -272,14 +277,18 @@ def _reach_of_bound(comparison: Comparison) -> list[str]:
 
 
 def _reach_of_intervals(comparison: Comparison) -> list[str]:
-    n_days = len(comparison.day_seeds)
+    n_seeds = [len(result.cost_eur) for result in comparison.results if result.kind in ("learned", "clone")]
+    return reach_of_intervals(len(comparison.day_seeds), n_seeds)
+
+
+def reach_of_intervals(n_days: int, n_seeds: Sequence[int]) -> list[str]:
+    """What intervals say and what they do not; n_seeds: training seeds of each learned policy."""
     if n_days < 2:
         return ["One day has no spread: no intervals are given, and the order of the policies may be chance."]
     notes = [
         "Intervals are 95 % percentile bootstraps over days and training seeds, drawn together and with the "
         "same days for every policy: two policies whose intervals overlap may still differ clearly day by day."
     ]
-    n_seeds = {len(result.cost_eur) for result in comparison.results if result.kind in ("learned", "clone")}
     if n_seeds and min(n_seeds) < 5:
         notes.append(
             f"Learned policies were trained with as few as {min(n_seeds)} seed{'s' if min(n_seeds) > 1 else ''}: "
@@ -365,17 +374,27 @@ def report_html(comparison: Comparison, traces: Traces = (), training_curve: Cur
 
 def parts_html(parts: Sequence[Part]) -> str:
     """The page of `write_parts` as text."""
-    source = resources.files("evcs_gym.evaluation").joinpath(TEMPLATE).read_text(encoding="utf-8")
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    title = "; ".join(headline(part.comparison) for part in parts)
-    shown = [_shown(part, "" if number == 0 else f"part{number}-") for number, part in enumerate(parts)]
-    return environment.from_string(source).render(title=title, parts=shown)
+    return page_html([_shown(part, "" if number == 0 else f"part{number}-") for number, part in enumerate(parts)])
+
+
+def page_html(parts: Sequence[Mapping[str, Any]]) -> str:
+    """One page of parts below each other: each holds its headline and the name and the variables of its template."""
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(_source), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
+    )
+    title = "; ".join(part["headline"] for part in parts)
+    return environment.get_template(TEMPLATE).render(title=title, parts=parts)
+
+
+def _source(name: str) -> str:
+    return resources.files("evcs_gym.evaluation").joinpath(name).read_text(encoding="utf-8")
 
 
 def _shown(part: Part, prefix: str) -> dict[str, Any]:
     """What the template shows of a part; prefix: of the ids of its drawings."""
     comparison = part.comparison
     return {
+        "template": "report_bounded.html",
         "comparison": comparison,
         "headline": headline(comparison),
         "n_policies": _n_policies(comparison),
@@ -389,7 +408,7 @@ def _shown(part: Part, prefix: str) -> dict[str, Any]:
         "profits": profit_rows(comparison),
         "clean": clean_rows(comparison),
         "notes": honest_notes(comparison),
-        "provenance": _provenance(comparison),
+        "provenance": provenance_rows(comparison.provenance, comparison),
         **_drawings(comparison, part.traces, part.training_curve, prefix),
     }
 
@@ -431,9 +450,19 @@ def _day_drawings(prefix: str, index: int, trace: DayTrace | MarketTrace) -> dic
     return {"title": title, "market": isinstance(trace, MarketTrace), "day_svg": day, "voltage_svg": voltage}
 
 
-def _provenance(comparison: Comparison) -> list[tuple[str, str]]:
+class Asked(Protocol):
+    """The question of a comparison."""
+
+    @property
+    def scenario(self) -> str: ...
+    @property
+    def split(self) -> str: ...
+    @property
+    def day_seeds(self) -> tuple[int, ...]: ...
+
+
+def provenance_rows(origin: Provenance, comparison: Asked) -> list[tuple[str, str]]:
     """Names and values of the footer."""
-    origin = comparison.provenance
     return [
         ("evcs-gym", origin.version),
         ("commit", origin.git_hash or "not run from a checkout"),

@@ -10,7 +10,6 @@ from evcs_gym.evaluation.report import common_start
 from evcs_gym.evaluation.responsive import ResponsiveComparison, ResponsiveMeans, ResponsiveResult
 
 _COLUMNS: dict[str, tuple[str, str]] = {
-    "profit EUR": ("profit_eur", ".2f"),
     "travel h": ("travel_h", ".1f"),
     "outside": ("outside_veh", ".1f"),
     "served kWh": ("served_kwh", ".0f"),
@@ -18,13 +17,13 @@ _COLUMNS: dict[str, tuple[str, str]] = {
 }
 """Title -> field of `ResponsiveMeans` and its format."""
 UNITS = (
-    "Means per day: stations' profit, everybody's hours on roads and at stations, cars that did not charge here, "
-    "energy charged, community's gain."
+    "Means per day: stations' profit and what it is ahead of the first line (95 %), everybody's hours on roads and at "
+    "stations, cars that did not charge here, energy charged, community's gain."
 )
 
 
 def responsive_tables(comparison: ResponsiveComparison) -> tuple[Table, Table, Table]:
-    """All stations together, then profit and served energy of each, rules in the order they were named."""
+    """All stations together, then profit and served energy of each, policies in the order they were named."""
     return (
         _totals(comparison),
         _per_station(comparison, "Profit", "EUR/day", lambda mean: mean.station_profit_eur, ".1f"),
@@ -32,15 +31,23 @@ def responsive_tables(comparison: ResponsiveComparison) -> tuple[Table, Table, T
     )
 
 
-def _totals(comparison: ResponsiveComparison) -> Table:
+def headline(comparison: ResponsiveComparison) -> str:
+    """What is compared, in one line."""
     n_days, n = len(comparison.day_seeds), len(comparison.results)
     days = f"{n_days} {comparison.split} day{'' if n_days == 1 else 's'}"
-    table = _table(f"Market, drivers respond: {n} result{'' if n == 1 else 's'} on {days} of {comparison.scenario}")
-    for title in _COLUMNS:
-        table.add_column(title, justify="right", no_wrap=True)
+    return f"Market, drivers respond: {n} result{'' if n == 1 else 's'} on {days} of {comparison.scenario}"
+
+
+def _totals(comparison: ResponsiveComparison) -> Table:
+    table = _table(headline(comparison))
+    for title in ("profit EUR", "ahead EUR", *_COLUMNS):
+        table.add_column(title, justify="right", no_wrap=title != "ahead EUR")
     for result in comparison.results:
-        cells = [format(getattr(result.mean, field), form) for field, form in _COLUMNS.values()]
-        _add(table, result, cells)
+        mean, ahead = result.mean, result.mean.ahead_eur
+        known = ahead.low is not None and ahead.high is not None
+        interval = f" ({ahead.low:.0f} to {ahead.high:.0f})" if known else ""
+        cells = [format(getattr(mean, field), form) for field, form in _COLUMNS.values()]
+        _add(table, result, [f"{mean.profit_eur.value:.2f}", f"{ahead.value:+.0f}{interval}", *cells])
     table.caption, table.caption_justify = Text(f"{UNITS} {comparison.caption}"), "left"
     return table
 

@@ -108,10 +108,44 @@ def captured_difference(
     cost, naive, bound = _checked(cost_eur, naive_cost_eur, lower_bound_eur)
     other, _, _ = _checked(other_cost_eur, naive_cost_eur, lower_bound_eur)
     share = captured_share(cost, naive, bound) - captured_share(other, naive, bound)
-    # One row per pair of seeds: both factors of the difference are then drawn as independent seeds.
-    pairs = (other[None, :, :] - cost[:, None, :]).reshape(-1, len(naive))
-    low, high = _interval(pairs, naive - bound, confidence, n_resamples, seed, n_seeds=(len(cost), len(other)))
+    low, high = _interval(
+        -_pairs(cost, other), naive - bound, confidence, n_resamples, seed, n_seeds=(len(cost), len(other))
+    )
     return Estimate(share, low, high)
+
+
+def mean(values: ArrayLike) -> Estimate:
+    """Mean per day of values (n_seeds, n_days) with its 95 % percentile interval over days and training seeds."""
+    rows = _rows(values)
+    low, high = _interval(rows, np.ones(rows.shape[1]), CONFIDENCE, N_RESAMPLES, 0)
+    return Estimate(float(rows.mean()), low, high)
+
+
+def mean_difference(values: ArrayLike, other: ArrayLike) -> Estimate:
+    """Mean per day of values (n_seeds, n_days) minus that of others, paired by day, with its interval as `mean`.
+
+    Raises:
+        DataError: shapes differ in days, no day, or a number is not finite.
+    """
+    first, second = _rows(values), _rows(other)
+    if first.shape[1] != second.shape[1]:
+        raise DataError(f"statistics: both must have the same days, got {first.shape[1]} and {second.shape[1]}")
+    sizes = (len(first), len(second))
+    low, high = _interval(_pairs(first, second), np.ones(first.shape[1]), CONFIDENCE, N_RESAMPLES, 0, n_seeds=sizes)
+    return Estimate(float(first.mean() - second.mean()), low, high)
+
+
+def _rows(values: ArrayLike) -> FloatArray:
+    rows = np.asarray(values, dtype=np.float64)
+    if rows.ndim != 2 or rows.size == 0 or not np.isfinite(rows).all():
+        raise DataError(f"statistics: values must be finite numbers (n_seeds, n_days), got an array {rows.shape}")
+    return rows
+
+
+def _pairs(first: FloatArray, second: FloatArray) -> FloatArray:
+    """Differences, one row per pair of seeds, those of the first slowest: both factors are then drawn as independent
+    seeds."""
+    return np.asarray((first[:, None, :] - second[None, :, :]).reshape(len(first) * len(second), -1))
 
 
 def _interval(

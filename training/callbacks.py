@@ -1,4 +1,4 @@
-"""What happens between rollouts: validation against proven bounds, TensorBoard terms, checkpoints, progress."""
+"""What happens between rollouts: validation, against proven bounds where there are any, TensorBoard, checkpoints."""
 
 import csv
 import io
@@ -13,6 +13,7 @@ import torch
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 
+from evcs_gym.baselines.reference import References
 from evcs_gym.envs.errors import ConfigError
 from evcs_gym.envs.files import replace_file
 from evcs_gym.envs.types import FloatArray
@@ -22,7 +23,8 @@ from evcs_gym.training.problems import PROBLEMS
 from evcs_gym.training.vec_env import RowVecEnv
 
 PROGRESS_FILE = "progress.csv"
-_COLUMNS = ("training_seed", "n_steps", "seconds", "captured", "cost_eur", "n_violations")
+_COLUMNS = ("training_seed", "n_steps", "seconds")
+"""Before those of the problem."""
 
 
 class Scored(Protocol):
@@ -34,33 +36,42 @@ class Scored(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Validation:
-    """Days on which a run is judged: their world, the naive cost and the proven bound of each, (D,), and what is logged
-    of them whatever the policy."""
+    """Days on which a run is judged: their world, the naive cost and the proven bound of each where they are defined,
+    and what is logged of them whatever the policy."""
 
     world: Any
-    naive_cost_eur: FloatArray
-    lower_bound_eur: FloatArray
+    references: References | None
     facts: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not (self.naive_cost_eur - self.lower_bound_eur).sum() > 0.0:
+        known = self.references
+        if known is not None and not (known.naive_cost_eur - known.lower_bound_eur).sum() > 0.0:
             raise ConfigError("validation: the naive rule leaves nothing to capture on these days; take more days")
 
-    def captured(self, result: Scored) -> float:
-        """Share of the possible saving, a ratio of sums (model.md section 10)."""
-        possible = float((self.naive_cost_eur - self.lower_bound_eur).sum())
-        return float((self.naive_cost_eur - result.cost_eur).sum()) / possible
+    def captured(self, result: Scored) -> float | None:
+        """Share of the possible saving, a ratio of sums (model.md section 10); None without bound."""
+        if self.references is None:
+            return None
+        naive_eur, bound_eur = self.references.naive_cost_eur, self.references.lower_bound_eur
+        return float((naive_eur - result.cost_eur).sum()) / float((naive_eur - bound_eur).sum())
 
 
 @dataclass(frozen=True)
 class Progress:
-    """What a listener hears after each rollout."""
+    """What a listener hears after each rollout. captured, best_captured: share on validation days, None without bound.
+    best: what the best policy so far was chosen by, the captured share or EUR a day."""
 
     steps: int
     total_steps: int
-    captured: float
-    best_captured: float
+    captured: float | None
+    best_captured: float | None
+    best: float
     steps_per_second: float
+
+    @property
+    def words(self) -> str:
+        """How good the best policy is, in words."""
+        return f"{self.best:,.0f} EUR/day" if self.best_captured is None else f"captured {self.best_captured:.3f}"
 
 
 class RunCallback(BaseCallback):
@@ -79,7 +90,9 @@ class RunCallback(BaseCallback):
         self.folder, self.seed, self.env, self.validation = folder, seed, env, validation
         self.preset, self.listener = preset, listener
         self.n_rollouts, self.seconds_before = 0, 0.0
-        self.best, self.best_captured, self.latest = -np.inf, -np.inf, -np.inf
+        self.best: float = -np.inf
+        self.best_captured: float | None = -np.inf
+        self.latest: float | None = -np.inf
         self._begin, self._begin_steps = time.perf_counter(), 0
         self._sums: dict[str, list[FloatArray]] = {}
         self._rows: list[list[str]] = []
@@ -88,8 +101,8 @@ class RunCallback(BaseCallback):
     def resume(self, extra: Mapping[str, Any]) -> None:
         """Go on from what a checkpoint holds; what came after it, in curves and best policy, is dropped."""
         self.n_rollouts, self.best = int(extra["n_rollouts"]), float(extra["best"])
-        self.best_captured = float(extra["best_captured"])
-        self.latest, self.seconds_before = float(extra["latest"]), float(extra["seconds"])
+        self.best_captured, self.latest = extra["best_captured"], extra["latest"]
+        self.seconds_before = float(extra["seconds"])
         self._rows, self._best_weights = list(extra["rows"]), dict(extra["best_weights"])
         self._write_rows()
         if self._best_weights:
@@ -116,6 +129,7 @@ class RunCallback(BaseCallback):
                 self.preset.total_steps,
                 self.latest,
                 self.best_captured,
+                self.best,
                 self._row_steps_per_second(),
             )
         )
@@ -154,8 +168,8 @@ class RunCallback(BaseCallback):
         extra = {
             "n_rollouts": self.n_rollouts,
             "best": float(self.best),
-            "best_captured": float(self.best_captured),
-            "latest": float(self.latest),
+            "best_captured": self.best_captured,
+            "latest": self.latest,
             "seconds": self.seconds,
             "rows": self._rows,
             "best_weights": self._best_weights,
@@ -163,27 +177,30 @@ class RunCallback(BaseCallback):
         save_checkpoint(self.folder, self.model, self.env, extra)
 
     def judge(self) -> None:
-        """Play the validation days, log the share captured, keep the policy if it is the best so far."""
+        """Play the validation days, log how good the policy is, keep it if it is the best so far."""
         assert isinstance(self.model, PPO)
-        problem, world = PROBLEMS[self.preset.problem], self.validation.world
-        result = problem.judge(world, problem.policy(self.model, world, self.preset), self.preset)
+        problem = PROBLEMS[self.preset.problem]
+        policy = problem.policy(self.model, self.env.batch.world, self.preset)
+        result = problem.judge(self.validation.world, policy, self.preset)
+        shown = {"cost_eur": float(result.cost_eur.mean()), **result.shown}
         self.latest = self.validation.captured(result)
-        self.logger.record("validation/captured", self.latest)
-        self.logger.record("validation/cost_eur", float(result.cost_eur.mean()))
-        for term, value in (*result.shown.items(), *self.validation.facts.items()):
+        if self.latest is not None:
+            shown["captured"] = self.latest
+        for term, value in (*shown.items(), *self.validation.facts.items()):
             self.logger.record(f"validation/{term}", value)
         self.logger.dump(self.num_timesteps)
         merit = self.latest if result.merit is None else result.merit
+        if merit is None:
+            raise ConfigError(f"{self.preset.problem}: without a bound a judgement needs a merit to choose policies by")
         if merit > self.best:
             self.best, self.best_captured = merit, self.latest
             self._best_weights = {name: value.clone() for name, value in self.model.policy.state_dict().items()}
             save_policy(self.folder, self._best_weights)
-        cost, violations = float(result.cost_eur.mean()), result.shown["n_violations"]
-        numbers = (f"{self.seconds:.3f}", f"{self.latest:.6f}", f"{cost:.6f}", str(violations))
-        self._rows.append([str(self.seed), str(self.num_timesteps), *numbers])
+        numbers = (f"{shown[name]:.6f}" for name in problem.curve)
+        self._rows.append([str(self.seed), str(self.num_timesteps), f"{self.seconds:.3f}", *numbers])
         self._write_rows()
 
     def _write_rows(self) -> None:
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows([_COLUMNS, *self._rows])
+        text, columns = io.StringIO(), (*_COLUMNS, *PROBLEMS[self.preset.problem].curve)
+        csv.writer(text, lineterminator="\n").writerows([columns, *self._rows])
         replace_file(self.folder / PROGRESS_FILE, lambda file: file.write(text.getvalue().encode()))

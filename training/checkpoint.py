@@ -8,7 +8,7 @@ environment).
 import json
 import random
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -93,7 +93,6 @@ def _numpy_state(state: Any) -> dict[str, Any]:
 
 def save_checkpoint(folder: Path, model: PPO, env: RowVecEnv, extra: Mapping[str, Any]) -> None:
     """Store everything that an exact continuation needs; called between two rollouts."""
-    state = env.batch.running()
     content = {
         "policy": model.policy.state_dict(),
         "optimizer": model.policy.optimizer.state_dict(),
@@ -105,12 +104,35 @@ def save_checkpoint(folder: Path, model: PPO, env: RowVecEnv, extra: Mapping[str
         "numpy_rng": _numpy_state(np.random.get_state()),  # noqa: NPY002 - SB3 shuffles with the global generator
         "python_rng": json.dumps(random.getstate()),
         "env_rng": json.dumps(env.batch.rng.bit_generator.state),
-        "env_state": {field.name: torch.as_tensor(getattr(state, field.name)) for field in fields(state)},
+        "env_state": {name: torch.as_tensor(values) for name, values in _arrays(env.remembered()).items()},
         "env_returns": torch.as_tensor(env._returns),
         "env_terms": {name: torch.as_tensor(values) for name, values in env._terms.items()},
         "extra": dict(extra),
     }
     replace_file(folder / CHECKPOINT_FILE, lambda file: torch.save(content, file))
+
+
+def _arrays(state: Any, prefix: str = "") -> dict[str, np.ndarray]:
+    """Arrays of a state by name; states within it are gone through, their names joined by dots."""
+    found: dict[str, np.ndarray] = {}
+    for field in fields(state):
+        value, name = getattr(state, field.name), f"{prefix}{field.name}"
+        found |= _arrays(value, f"{name}.") if is_dataclass(value) else {name: value}
+    return found
+
+
+def _like(present: Any, stored: Mapping[str, np.ndarray], prefix: str = "") -> Any:
+    """A state of the present one's kind from what `_arrays` gave."""
+    values = {}
+    for field in fields(present):
+        now, name = getattr(present, field.name), f"{prefix}{field.name}"
+        if is_dataclass(now):
+            values[field.name] = _like(now, stored, f"{name}.")
+            continue
+        if stored[name].shape != np.shape(now):
+            raise ValueError(f"{name} must have shape {np.shape(now)}, got {stored[name].shape}")
+        values[field.name] = stored[name]
+    return type(present)(**values)
 
 
 def restore_checkpoint(folder: Path, model: PPO, env: RowVecEnv) -> dict[str, Any]:
@@ -142,13 +164,8 @@ def _restore_model(content: Mapping[str, Any], model: PPO) -> None:
 
 
 def _restore_env(content: Mapping[str, Any], env: RowVecEnv) -> None:
-    present = env.batch.running()
-    stored = {field.name: content["env_state"][field.name].numpy() for field in fields(present)}
-    for name, values in stored.items():
-        expected = np.shape(getattr(present, name))
-        if values.shape != expected:
-            raise ValueError(f"{name} must have shape {expected}, got {values.shape}")
-    env.batch.state = type(present)(**stored)
+    stored = {name: values.numpy() for name, values in content["env_state"].items()}
+    env.remember(_like(env.remembered(), stored))
     env.batch.rng = np.random.default_rng()
     env.batch.rng.bit_generator.state = json.loads(content["env_rng"])
     env._returns = content["env_returns"].numpy()

@@ -12,10 +12,11 @@ from evcs_gym.envs.specs import Spec, read_yaml, validated
 Positive = Annotated[float, Field(gt=0.0)]
 Count = Annotated[int, Field(ge=1)]
 LogStd = Annotated[float, Field(ge=-10.0, le=2.0)]
-ProblemName = Literal["normal_charging", "market"]
+ProblemName = Literal["normal_charging", "market", "market_responsive"]
 ROWS: dict[ProblemName, tuple[str, ...]] = {
     "normal_charging": ("buses", "environments"),
     "market": ("stations", "environments"),
+    "market_responsive": ("stations", "environments"),
 }
 """Rows that each problem knows: those of its agents first."""
 
@@ -120,8 +121,8 @@ class Preset(Spec):
     def _fits_the_problem(self) -> Self:
         if self.rows not in ROWS[self.problem]:
             raise ValueError(f"rows of {self.problem} must be {' or '.join(ROWS[self.problem])}, got {self.rows}")
-        if self.market is not None and self.problem != "market":
-            raise ValueError(f"market goes with problem: market, got {self.problem}; leave it out")
+        if self.market is not None and self.problem == "normal_charging":
+            raise ValueError(f"market goes with problems of the market, got {self.problem}; leave it out")
         if self.market_spec.station is not None and self.rows != "stations":
             raise ValueError(f"market.station needs rows: stations, got {self.rows}; leave the station out")
         return self

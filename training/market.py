@@ -13,11 +13,18 @@ from evcs_gym.baselines.policy import Policy
 from evcs_gym.baselines.policy_market import MarketPolicy, MarketStage
 from evcs_gym.baselines.registry import make_rule
 from evcs_gym.baselines.score_market import MarketRollout, market_rollout
+from evcs_gym.baselines.score_responsive import (
+    ResponsivePolicy,
+    ResponsiveRollout,
+    ResponsiveStage,
+    responsive_rollout,
+)
 from evcs_gym.envs.day import Day
 from evcs_gym.envs.errors import ConfigError
 from evcs_gym.envs.market.batch import MarketBatch, MarketBatchStep
 from evcs_gym.envs.market.core import MarketAction, MarketOutcome, MarketState, MarketWorld
 from evcs_gym.envs.market.observation import action_space, observation_space
+from evcs_gym.envs.market.responsive import Drivers, ResponsiveState, ResponsiveWorld
 from evcs_gym.envs.market.roles import Bidder, Central, Role, bidder
 from evcs_gym.envs.scenario import Scenario
 from evcs_gym.envs.types import BoolArray, FloatArray
@@ -30,7 +37,7 @@ LEAST_KW: Final = 50.0
 
 
 def refuse_answering_drivers(scenario: Scenario) -> None:
-    """Policies are trained, and scored against the bound, on the day's own traffic.
+    """What is scored against the bound is played on the day's own traffic.
 
     Raises:
         ConfigError: a scenario with responsive demand.
@@ -39,7 +46,7 @@ def refuse_answering_drivers(scenario: Scenario) -> None:
         raise ConfigError(
             f"{scenario.name}: responsive_demand must be off where policies of the market are trained or compared "
             "with the bound (it and captured share are defined without), got a scenario with it; leave it out, or "
-            "compare rules by profit, travel time and served energy with compare_responsive"
+            "train with problem: market_responsive and compare by profit, travel time and served energy"
         )
 
 
@@ -49,10 +56,12 @@ def role_of(world: MarketWorld, preset: Preset) -> Role | None:
     Raises:
         ConfigError: the city has no such station; there is no such rule.
     """
-    spec = preset.market_spec
+    spec, responsive = preset.market_spec, preset.problem == "market_responsive"
     if preset.rows == "environments":
-        return Central(world.n_stations)
-    return None if spec.station is None else bidder(world, spec.station, make_rule(spec.others, "market").rule)
+        return Central(world.n_stations, responsive)
+    if spec.station is None:
+        return None
+    return bidder(world, spec.station, make_rule(spec.others, "market").rule, responsive)
 
 
 class RoleBatch:
@@ -93,7 +102,8 @@ class RoleBatch:
 
     def step(self, action: FloatArray) -> MarketBatchStep:
         """One slot; actions of the role, (B, ...), its reward (B, 1)."""
-        result = self.inner.play(self.role.market_action(self.inner, action))
+        retail = self.role.retail_eur_per_kwh(self.inner, action)
+        result = self.inner.play(self.role.market_action(self.inner, action), retail_eur_per_kwh=retail)
         return replace(
             result,
             observation=self.role.seen(result.observation),
@@ -106,7 +116,7 @@ class MarketVecEnv(RowVecEnv):
     """SB3 vector environment of the market.
 
     Args:
-        world: days to draw from, see `evcs_gym.envs.market.pool.load_market_pool`. n_envs: number of environments.
+        days: to draw from, see `evcs_gym.envs.market.pool.load_any_pool`. n_envs: number of environments.
         preset: whose profit is learned and by whom (`role_of`), residual, scale and shift of the reward. Rows are
             (environment, station) where all stations share a policy, else environments.
 
@@ -116,23 +126,33 @@ class MarketVecEnv(RowVecEnv):
     Every info holds ``profit_eur`` of the slot: of the row's station, of the one that learns, or of all.
     """
 
-    def __init__(self, world: MarketWorld, n_envs: int, preset: Preset) -> None:
+    def __init__(self, days: MarketWorld | ResponsiveWorld, n_envs: int, preset: Preset) -> None:
+        world = days.market if isinstance(days, ResponsiveWorld) else days
         spec, role, scale = preset.market_spec, role_of(world, preset), preset.reward_scale_per_eur
         shift = preset.reward_shift
-        every = MarketBatch(world, n_envs, team_frac=spec.team_frac, reward_shift=shift, residual=spec.residual)
+        every = MarketBatch(days, n_envs, team_frac=spec.team_frac, reward_shift=shift, residual=spec.residual)
+        self.every = every
         batch = every if role is None else RoleBatch(every, role)
-        shapes = (observation_space(None), action_space(2)) if role is None else role.spaces
+        shapes = (observation_space(None), action_space(every.n_numbers)) if role is None else role.spaces
         super().__init__(batch, n_envs, role is None, *shapes, world.n_stations if role is None else 1, scale)
         self.stations = slice(role.station, role.station + 1) if isinstance(role, Bidder) else slice(None)
         if spec.by_size and not isinstance(role, Central):
             size_kw = np.maximum(world.assets.storage_kw, LEAST_KW)
             self.reward_scale = np.tile(scale * size_kw.mean() / size_kw[self.stations], n_envs)
 
+    def remembered(self) -> MarketState | ResponsiveState:
+        """See `RowVecEnv`; what drivers did in the slot before is part of it."""
+        return self.every.remembered()
+
+    def remember(self, memory: MarketState | ResponsiveState) -> None:
+        """See `RowVecEnv`."""
+        self.every.remember(memory)
+
     def _to_batch(self, actions: FloatArray) -> FloatArray:
         return actions.reshape(self.n_envs, self.n_agents, -1) if self.shared else actions
 
-    def _step_terms(self, outcome: MarketOutcome) -> Mapping[str, np.ndarray]:
-        return day_terms(outcome)
+    def _step_terms(self, done: MarketBatchStep) -> Mapping[str, np.ndarray]:
+        return {**day_terms(done.outcome), **({} if done.drivers is None else driver_day_terms(done.drivers))}
 
     def _infos(self, outcome: MarketOutcome) -> list[dict[str, Any]]:
         profit = outcome.profit_eur[:, self.stations]
@@ -151,6 +171,11 @@ def day_terms(outcome: MarketOutcome) -> dict[str, np.ndarray]:
     }
 
 
+def driver_day_terms(drivers: Drivers) -> dict[str, np.ndarray]:
+    """The same of drivers who respond."""
+    return {"travel_eur": drivers.travel_eur, "outside_veh": SLOT_H * drivers.outside_veh_per_h}
+
+
 # --- playing what was trained ---------------------------------------------------------------------------------
 
 
@@ -165,18 +190,57 @@ class LearnedPolicy:
 
     def decide(self, stage: MarketStage) -> MarketAction:
         """See `MarketPolicy`."""
-        batch = MarketBatch(stage.world, len(stage.state.slot), residual=self.residual)
-        batch.state = stage.state
+        return self.answer(stage.world, stage.state)[0]
+
+    def answer(
+        self, world: MarketWorld | ResponsiveWorld, state: MarketState
+    ) -> tuple[MarketAction, FloatArray | None]:
+        """Wishes and asks of all stations in the state's slot, and retail prices where drivers respond."""
+        batch = MarketBatch(world, len(state.slot), residual=self.residual)
+        batch.state = state
         observation = batch.observe()
         seen = observation if self.role is None else self.role.seen(observation)
-        answer = np.clip(self.policy.predict(seen, deterministic=True)[0], -1.0, 1.0).astype(np.float64)
-        return batch.market_action(answer) if self.role is None else self.role.market_action(batch, answer)
+        numbers = np.clip(self.policy.predict(seen, deterministic=True)[0], -1.0, 1.0).astype(np.float64)
+        if self.role is None:
+            return batch.market_action(numbers), batch.retail_eur_per_kwh(numbers)
+        return self.role.market_action(batch, numbers), self.role.retail_eur_per_kwh(batch, numbers)
 
 
-def market_policy(model: Policy, world: MarketWorld, preset: Preset) -> MarketPolicy:
+@dataclass(frozen=True)
+class LearnedPrices:
+    """What was trained where drivers respond: a `ResponsivePolicy`."""
+
+    learned: LearnedPolicy
+
+    def decide(self, stage: ResponsiveStage) -> tuple[MarketAction, FloatArray]:
+        """See `ResponsivePolicy`."""
+        action, retail = self.learned.answer(stage.world, stage.state)
+        if retail is None:  # pragma: no cover - the world of a `ResponsiveStage` has prices
+            raise ConfigError("a policy for drivers who respond must set retail prices")
+        return action, retail
+
+
+def market_policy(model: Policy, world: MarketWorld, preset: Preset) -> LearnedPolicy:
     """What was trained with a preset, as a policy of all stations."""
     role = role_of(world, preset)
     return LearnedPolicy(SharedPolicy(model) if role is None else model, role, preset.market_spec.residual)
+
+
+def responsive_shown(world: ResponsiveWorld, policy: ResponsivePolicy) -> tuple[ResponsiveRollout, dict[str, float]]:
+    """Every day of the world once, with the means that TensorBoard shows."""
+    result = responsive_rollout(world, policy)
+    shown = {
+        "n_violations": float(result.market.n_violations.mean()),
+        "profit_eur": float(result.market.profit_eur.sum(axis=1).mean()),
+        "travel_h": float(result.travel_h.mean()),
+        "served_kwh": float(result.served_kwh.sum(axis=1).mean()),
+        "outside_veh": float(result.outside_veh.mean()),
+        "cooperative_eur": float(result.cooperative_eur.mean()),
+        "retail_eur_per_kwh": float(result.retail_eur_per_kwh.mean()),
+        "lowest_voltage_pu": float(result.market.lowest_voltage_pu.min()),
+        "n_capped_slots": float(result.market.n_capped_slots.mean()),
+    }
+    return result, shown
 
 
 @dataclass

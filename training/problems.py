@@ -10,20 +10,24 @@ from evcs_gym.baselines.policy import Policy
 from evcs_gym.baselines.policy_market import MarketPolicy
 from evcs_gym.baselines.reference import References, references
 from evcs_gym.baselines.score import rollout
+from evcs_gym.baselines.score_responsive import ResponsivePolicy
 from evcs_gym.envs.day import Day
 from evcs_gym.envs.fleet import normal
 from evcs_gym.envs.fleet.pool import load_pool
 from evcs_gym.envs.market.core import MarketWorld
-from evcs_gym.envs.market.pool import load_market_pool
+from evcs_gym.envs.market.pool import RESPONSIVE_POOL, load_market_pool
 from evcs_gym.envs.market.prepare import market_world
-from evcs_gym.envs.market.roles import Bidder
+from evcs_gym.envs.market.responsive import ResponsiveWorld, responsive_world
+from evcs_gym.envs.market.roles import Bidder, Central
 from evcs_gym.envs.scenario import Scenario
 from evcs_gym.envs.types import FloatArray
 from evcs_gym.training.config import Preset, ProblemName
 from evcs_gym.training.market import (
+    LearnedPrices,
     MarketVecEnv,
     market_policy,
     refuse_answering_drivers,
+    responsive_shown,
     role_of,
     traffic_facts,
     watched_rollout,
@@ -34,7 +38,7 @@ from evcs_gym.training.vec_env import NormalChargingVecEnv, Rows, RowVecEnv, Sha
 @dataclass(frozen=True, eq=False)
 class Judgement:
     """A policy on D days: cost_eur (D,), means over the days of what TensorBoard shows beside it, and what the best
-    policy is chosen by where that is not the captured share."""
+    policy is chosen by [EUR/day] where that is not the captured share."""
 
     cost_eur: FloatArray
     shown: Mapping[str, float]
@@ -47,17 +51,18 @@ class Problem:
 
     pool: days to learn on, prepared once, as (scenario, split, number of days) -> world. world: of given days.
     env: vector environment over the rows of a world. judge: plays every day of a world once, deterministically.
-    references: naive cost and proven bound of days. policy: a model as rollouts take it. facts: what TensorBoard shows
-    of days whatever the policy.
+    references: naive cost and proven bound of days, None where they are not defined. policy: a model as rollouts take
+    it. facts: what TensorBoard shows of days whatever the policy. curve: the numbers of progress.csv.
     """
 
     pool: Callable[[Scenario, str, int], Any]
     world: Callable[[Scenario, Sequence[Day]], Any]
     env: Callable[[Any, int, Preset], RowVecEnv]
     judge: Callable[[Any, Any, Preset], Judgement]
-    references: Callable[[Scenario, str, Sequence[int]], References]
+    references: Callable[[Scenario, str, Sequence[int]], References] | None
     policy: Callable[[Policy, Any, Preset], Any]
     facts: Callable[[Sequence[Day]], Mapping[str, float]] = lambda _days: {}
+    curve: tuple[str, ...] = ("captured", "cost_eur", "n_violations")
 
 
 def _normal_env(world: normal.World, n_envs: int, preset: Preset) -> NormalChargingVecEnv:
@@ -85,7 +90,29 @@ def _market_world(scenario: Scenario, days: Sequence[Day]) -> MarketWorld:
     return market_world(scenario, days)
 
 
-def _market_env(world: MarketWorld, n_envs: int, preset: Preset) -> MarketVecEnv:
+def _responsive_pool(scenario: Scenario, split: str, n_days: int) -> ResponsiveWorld:
+    scenario.responsive_demand  # noqa: B018 - refuses, before any day is made, a scenario without
+    return RESPONSIVE_POOL.load(scenario, split, n_days)
+
+
+def _responsive_judge(world: ResponsiveWorld, policy: ResponsivePolicy, preset: Preset) -> Judgement:
+    """Who learns is judged by what it learns: profit of all stations, of one, or what the community gains."""
+    result, shown = responsive_shown(world, policy)
+    role = role_of(world.market, preset)
+    merit = shown["profit_eur"]
+    if isinstance(role, Bidder):
+        merit = float(result.market.profit_eur[:, role.station].mean())
+        shown = {**shown, "own_profit_eur": merit}
+    elif isinstance(role, Central):
+        merit = shown["cooperative_eur"]
+    return Judgement(result.market.cost_eur, shown, merit)
+
+
+def _responsive_policy(model: Policy, world: MarketWorld, preset: Preset) -> ResponsivePolicy:
+    return LearnedPrices(market_policy(model, world, preset))
+
+
+def _market_env(world: MarketWorld | ResponsiveWorld, n_envs: int, preset: Preset) -> MarketVecEnv:
     return MarketVecEnv(world, n_envs, preset)
 
 
@@ -107,5 +134,14 @@ PROBLEMS: dict[ProblemName, Problem] = {
     "normal_charging": Problem(load_pool, normal.make_world, _normal_env, _normal_judge, references, _normal_policy),
     "market": Problem(
         _market_pool, _market_world, _market_env, _market_judge, _market_references, market_policy, traffic_facts
+    ),
+    "market_responsive": Problem(
+        _responsive_pool,
+        responsive_world,
+        _market_env,
+        _responsive_judge,
+        None,
+        _responsive_policy,
+        curve=("profit_eur", "travel_h", "served_kwh", "cooperative_eur", "n_violations"),
     ),
 }

@@ -1,4 +1,4 @@
-"""Train a policy from a preset: seeds, run folders, validation against proven bounds, interruption and resumption."""
+"""Train a policy from a preset: seeds, run folders, validation, interruption and resumption."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -94,11 +94,11 @@ def _log_std(value: float | tuple[float, ...], n_actions: int) -> torch.Tensor:
 
 
 def make_validation(scenario: Scenario, n_days: int, problem: ProblemName = "normal_charging") -> Validation:
-    """The first days of the validation split with their naive costs and proven bounds."""
-    known = PROBLEMS[problem].references(scenario, "validation", range(n_days))
+    """The first days of the validation split, with their naive costs and proven bounds where these are defined."""
+    record = PROBLEMS[problem]
+    known = None if record.references is None else record.references(scenario, "validation", range(n_days))
     days = scenario.days(range(n_days), "validation")
-    facts = PROBLEMS[problem].facts(days)
-    return Validation(PROBLEMS[problem].world(scenario, days), known.naive_cost_eur, known.lower_bound_eur, facts)
+    return Validation(record.world(scenario, days), known, record.facts(days))
 
 
 def run_folder(root: Path, seed: int) -> Path:

@@ -104,7 +104,7 @@ class RowVecEnv(VecEnv, ABC):
         """Actions of the rows as the batch takes them."""
 
     @abstractmethod
-    def _step_terms(self, outcome: Any) -> Mapping[str, np.ndarray]:
+    def _step_terms(self, done: Any) -> Mapping[str, np.ndarray]:
         """Named terms of a slot, one number per environment (B,)."""
 
     @abstractmethod
@@ -118,6 +118,14 @@ class RowVecEnv(VecEnv, ABC):
     def _row_sum(self, values: FloatArray) -> FloatArray:
         """A term (B, A) of every row: the agent's own, or the environment's sum."""
         return values.reshape(-1) if self.shared else values.sum(axis=1)
+
+    def remembered(self) -> Any:
+        """What the next step reads of those before it, a dataclass of arrays or of such dataclasses."""
+        return self.batch.running()
+
+    def remember(self, memory: Any) -> None:
+        """Go on from what `remembered` gave."""
+        self.batch.state = memory
 
     def reset(self) -> np.ndarray:
         """New days in all rows."""
@@ -143,7 +151,7 @@ class RowVecEnv(VecEnv, ABC):
         result: RowStep = self.batch.step(self._actions)
         reward = self.reward_scale * self._row_sum(result.reward_eur)
         self._returns += reward
-        for name, values in self._step_terms(result.outcome).items():
+        for name, values in self._step_terms(result).items():
             self._terms[name] = self._terms.get(name, 0.0) + values
         ended = np.repeat(result.ended, self.num_envs // self.n_envs)
         infos = self._infos(result.outcome)
@@ -224,8 +232,8 @@ class NormalChargingVecEnv(RowVecEnv):
     def _to_batch(self, actions: FloatArray) -> FloatArray:
         return actions.reshape(self.n_envs, -1)
 
-    def _step_terms(self, outcome: normal.Outcome) -> Mapping[str, np.ndarray]:
-        return step_terms(outcome)
+    def _step_terms(self, done: RowStep) -> Mapping[str, np.ndarray]:
+        return step_terms(done.outcome)
 
     def _infos(self, outcome: normal.Outcome) -> list[dict[str, Any]]:
         terms = (outcome.gap_eur, outcome.energy_eur, outcome.voltage_eur)

@@ -190,6 +190,15 @@ class MarketBatch:
         self.state = self._answers.market
         return outcome, drivers
 
+    def remembered(self) -> MarketState | ResponsiveState:
+        """What the next step reads of those before it: the present state, and where they respond what drivers did."""
+        return self.running() if self.responsive is None else self._answering()
+
+    def remember(self, memory: MarketState | ResponsiveState) -> None:
+        """Go on from what `remembered` gave."""
+        self._answers = memory if isinstance(memory, ResponsiveState) else None
+        self.state = memory.market if isinstance(memory, ResponsiveState) else memory
+
     def _answering(self) -> ResponsiveState:
         """What drivers did before, beside the present state."""
         if self._answers is None:

@@ -9,7 +9,7 @@ import pytest
 from evcs_gym.baselines import make_rule
 from evcs_gym.baselines.retail_market import RETAIL_RULES, retail_rule
 from evcs_gym.baselines.rules_market import MARKET_RULES
-from evcs_gym.baselines.score_responsive import responsive_rollout
+from evcs_gym.baselines.score_responsive import AtPrices, responsive_rollout
 from evcs_gym.envs.errors import ConfigError, DataError
 from evcs_gym.envs.market.core import initial_state
 from evcs_gym.envs.market.responsive import ResponsiveWorld, responsive_world
@@ -60,8 +60,8 @@ def test_every_car_is_served_or_stays_outside_and_takes_20_kwh(world: Responsive
     """At the least price nobody stays outside, at the largest nearly everybody does. The day takes over what the slot
     before it committed and leaves as much to the next: a part of one slot's cars."""
     cars = SLOT_H * world.assigned_veh_per_h[:, :, 12:].sum(axis=(1, 2))
-    cheap = responsive_rollout(world, make_rule("idle", "market"), RETAIL_RULES["least"])
-    dear = responsive_rollout(world, make_rule("idle", "market"), RETAIL_RULES["largest"])
+    cheap = responsive_rollout(world, AtPrices(make_rule("idle", "market"), RETAIL_RULES["least"]))
+    dear = responsive_rollout(world, AtPrices(make_rule("idle", "market"), RETAIL_RULES["largest"]))
     np.testing.assert_allclose(cheap.outside_veh, 0.0, atol=1e-9)
     np.testing.assert_allclose(cheap.served_kwh.sum(axis=1), 20.0 * cars, rtol=0.02)
     assert (dear.outside_veh > 0.9 * cars).all()
@@ -73,7 +73,7 @@ def test_every_car_is_served_or_stays_outside_and_takes_20_kwh(world: Responsive
 
 def test_the_gain_is_profit_less_drivers_payments_time_and_the_outside_option(world: ResponsiveWorld) -> None:
     """15 EUR for an hour, 12 EUR for a car outside; what drivers pay is the stations' and leaves the sum."""
-    played = responsive_rollout(world, make_rule("dp_truthful", "market"), RETAIL_RULES["largest"])
+    played = responsive_rollout(world, AtPrices(make_rule("dp_truthful", "market"), RETAIL_RULES["largest"]))
     income_eur = 0.50 * played.served_kwh.sum(axis=1)
     np.testing.assert_allclose(played.market.income_eur, income_eur)
     gain = played.market.profit_eur.sum(axis=1) - income_eur - 15.0 * played.travel_h - 12.0 * played.outside_veh
@@ -81,7 +81,7 @@ def test_the_gain_is_profit_less_drivers_payments_time_and_the_outside_option(wo
 
 
 def test_drivers_know_prices_and_no_storage(world: ResponsiveWorld) -> None:
-    idle, moving = (responsive_rollout(world, make_rule(name, "market")) for name in ("idle", "dp_truthful"))
+    idle, moving = (responsive_rollout(world, AtPrices(make_rule(name, "market"))) for name in ("idle", "dp_truthful"))
     np.testing.assert_array_equal(idle.travel_h, moving.travel_h)
     np.testing.assert_array_equal(idle.market.asked_kwh, moving.market.asked_kwh)
     assert (idle.market.profit_eur != moving.market.profit_eur).all()
@@ -95,7 +95,7 @@ def test_drivers_know_prices_and_no_storage(world: ResponsiveWorld) -> None:
 def test_every_rule_plays_at_every_retail_rule_and_its_accounts_hold(
     world: ResponsiveWorld, policy: str, retail: str
 ) -> None:
-    played = responsive_rollout(world, make_rule(policy, "market"), retail_rule(retail))
+    played = responsive_rollout(world, AtPrices(make_rule(policy, "market"), retail_rule(retail)))
     market = played.market
     assert market.profit_eur.shape == played.served_kwh.shape == (2, 8)
     np.testing.assert_allclose(market.profit_eur.sum(axis=1), market.income_eur - market.cost_eur, atol=1e-8)
@@ -113,9 +113,9 @@ def test_prices_outside_the_band_or_of_another_shape_are_refused(world: Responsi
         return np.array([least])
 
     with pytest.raises(ConfigError, match=r"retail price \[0, 0\] must lie in \[0.3, 0.5\]"):
-        responsive_rollout(world, make_rule("idle", "market"), far)
+        responsive_rollout(world, AtPrices(make_rule("idle", "market"), far))
     with pytest.raises(DataError, match=r"retail prices must have shape \(B, S\) = \(2, 8\)"):
-        responsive_rollout(world, make_rule("idle", "market"), one)
+        responsive_rollout(world, AtPrices(make_rule("idle", "market"), one))
 
 
 def test_an_unknown_retail_rule_is_refused() -> None:

@@ -265,7 +265,7 @@ def test_a_training_curve_is_read_from_the_files_of_its_seeds(tmp_path: Path) ->
     curve = read_training_curve(tmp_path / "a.csv", tmp_path / "b.csv")
     assert curve.training_seed.tolist() == [0, 0, 7]
     assert curve.n_steps.tolist() == [100, 200, 100]
-    assert curve.captured.tolist() == [0.5, 0.75, -0.25]
+    assert curve.measure.tolist() == [0.5, 0.75, -0.25]
 
 
 @pytest.mark.parametrize(

@@ -175,7 +175,7 @@ def test_one_station_and_one_controller_do_not_go_together() -> None:
 
 
 def test_what_stations_learn_is_no_setting_of_normal_charging() -> None:
-    with pytest.raises(ConfigError, match=r"market goes with problem: market, got normal_charging"):
+    with pytest.raises(ConfigError, match=r"market goes with problems of the market, got normal_charging"):
         load_preset("normal_charging", ["market.team_frac=1"])
 
 
