@@ -74,19 +74,6 @@ def captured(
     return Estimate(share, low, high)
 
 
-def mean(values: ArrayLike) -> Estimate:
-    """Mean of numbers (n_seeds, n_days) or (n_days,) with its percentile interval over days and training seeds.
-
-    Raises:
-        DataError: no number, or one that is not finite.
-    """
-    rows = np.atleast_2d(np.asarray(values, dtype=np.float64))
-    if rows.ndim != 2 or rows.size == 0 or not np.isfinite(rows).all():
-        raise DataError(f"statistics: a mean needs finite numbers (n_seeds, n_days), got {rows.shape} or NaN")
-    low, high = _interval(rows, np.ones(rows.shape[1]), CONFIDENCE, N_RESAMPLES, 0)
-    return Estimate(float(rows.mean()), low, high)
-
-
 def captured_difference(
     cost_eur: ArrayLike,
     other_cost_eur: ArrayLike,

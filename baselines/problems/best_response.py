@@ -122,6 +122,19 @@ class Played:
     profit_eur: float
 
 
+def refuse_other_rules(price_rule: str) -> None:
+    """Refuse price rules that have no exact response.
+
+    Raises:
+        ConfigError: profit is not piecewise linear in the own quantity.
+    """
+    if price_rule not in PRICE_RULES:
+        raise ConfigError(
+            f"best response: market.rule must be {' or '.join(PRICE_RULES)}, where profit is linear in the own "
+            f"quantity between prices, got {price_rule!r}; compare policies of that city without exploit"
+        )
+
+
 def check_data(problem: ResponseProblem) -> None:
     """Refuse what has no exact response.
 
@@ -129,11 +142,7 @@ def check_data(problem: ResponseProblem) -> None:
         ConfigError: a price rule under which profit is not piecewise linear in the own quantity.
         DataError: wrong shapes, values that are not finite.
     """
-    if problem.price_rule not in PRICE_RULES:
-        raise ConfigError(
-            f"best response: market.rule must be {' or '.join(PRICE_RULES)}, where profit is linear in the own "
-            f"quantity between prices, got {problem.price_rule!r}; compare policies of that city without exploit"
-        )
+    refuse_other_rules(problem.price_rule)
     n_slots, n_others = len(problem.import_eur_per_kwh), problem.others_kw.shape[-1]
     own, others = ("export_eur_per_kwh", "pv_kw", "ev_kw"), ("others_kw", "others_ask_eur_per_kwh")
     for name in (*own, *others):
