@@ -191,7 +191,9 @@ def record_bids(world: MarketWorld, policy: MarketPolicy) -> Bids:
     costs, outcomes = [], []
     for _ in range(N_SLOTS):
         costs.append(np.array(stage.plan().ask_eur_per_kwh))
-        stage.state, outcome = step(world, stage.state, policy.decide(stage), NO_OPERATOR)
+        action = policy.decide(stage)
+        bid = MarketAction(action.storage_kw, action.ask_eur_per_kwh)  # caps agreed on with the operator do not bind
+        stage.state, outcome = step(world, stage.state, bid, NO_OPERATOR)
         outcomes.append(outcome)
     held = np.stack([outcome.held_kw for outcome in outcomes], axis=1)
     return Bids(

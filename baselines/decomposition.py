@@ -26,6 +26,7 @@ from evcs_gym.baselines.problems.network import (
     NetworkPlan,
     NetworkProblem,
     branch_current_pu,
+    breaches,
     common_excess,
     cost_eur,
     plan_flow,
@@ -76,6 +77,12 @@ _CURTAIL_EUR_PER_KWH: Final = 1e-5
 """Price of curtailment in plans, so that a plan curtails only where it gains; re-priced without it."""
 _MASTER_GAP_FRAC: Final = 0.1
 """Share of the gap asked for that the master's own search may leave."""
+_ELASTIC_ROUNDS: Final = 10
+"""Elastic masters before the last answer is taken as the least excess."""
+_FORESEEN_FRAC: Final = 0.05
+"""Share of an excess by which a slot's elastic column may miss it."""
+_N_NAMED: Final = 5
+"""Broken limits that an error names."""
 _COMPILE: Final = threading.Lock()
 """Pyomo is not made for threads."""
 
@@ -194,31 +201,62 @@ def with_cuts(form: StandardForm, shared: IntArray, cuts: Sequence[Cut]) -> Stan
 
     Rows are scaled to a largest entry of 1; entries that HiGHS would drop are charged at their largest value.
     """
-    from scipy.sparse import csc_array, csr_array, vstack
+    whole, lower, _ = _cut_rows(form, shared, cuts)
+    return _with_rows(form, whole, lower)
 
-    n, m = len(form.cost), len(form.row_lower)
-    matrix = csc_array((form.value, form.index, form.start), shape=(m, n))
-    row, column, value, lower = [], [], [], []
-    for number, cut in enumerate(cuts):
-        columns = shared[cut.slot]
-        scale = max(float(np.abs(cut.slope).max()), 1e-12)
-        slope = cut.slope / scale
-        small = np.abs(slope) < 1e-7
-        least = np.where(slope > 0.0, form.col_lower[columns], form.col_upper[columns])
-        lower.append(cut.constant / scale + float((slope * least)[small].sum()))
-        row += [number] * int((~small).sum())
-        column += columns[~small].tolist()
-        value += (-slope[~small]).tolist()
-    extra = csr_array((value, (row, column)), shape=(len(cuts), n))
-    whole = csc_array(vstack([matrix, extra], format="csc"))
+
+def elastic(form: StandardForm, shared: IntArray, cuts: Sequence[Cut]) -> StandardForm:
+    """The master in which every slot may exceed its limits by a column of its own, (T,) behind all others; the sum of
+    these columns is what it minimises."""
+    from scipy.sparse import csc_array, hstack
+
+    n_slots, (whole, lower, scale) = len(shared), _cut_rows(form, shared, cuts)
+    m = len(form.row_lower)
+    row, slot = m + np.arange(len(cuts)), np.array([cut.slot for cut in cuts], dtype=np.int64)
+    room = csc_array((1.0 / scale, (row, slot)), shape=(m + len(cuts), n_slots))
+    wider = replace(
+        form,
+        cost=np.concatenate([np.zeros_like(form.cost), np.ones(n_slots)]),
+        offset=0.0,
+        col_lower=np.concatenate([form.col_lower, np.zeros(n_slots)]),
+        col_upper=np.concatenate([form.col_upper, np.full(n_slots, np.inf)]),
+        integer=np.concatenate([form.integer, np.zeros(n_slots, dtype=np.bool_)]),
+    )
+    return _with_rows(wider, csc_array(hstack([whole, room], format="csc")), lower)
+
+
+def _with_rows(form: StandardForm, whole: Any, lower: FloatArray) -> StandardForm:
+    """The form with a longer matrix, whose new rows are at least ``lower``."""
     return replace(
         form,
         start=whole.indptr.astype(np.int64),
         index=whole.indices.astype(np.int64),
         value=whole.data,
         row_lower=np.concatenate([form.row_lower, lower]),
-        row_upper=np.concatenate([form.row_upper, np.full(len(cuts), np.inf)]),
+        row_upper=np.concatenate([form.row_upper, np.full(len(lower), np.inf)]),
     )
+
+
+def _cut_rows(form: StandardForm, shared: IntArray, cuts: Sequence[Cut]) -> tuple[Any, FloatArray, FloatArray]:
+    """The matrix with a row for every cut, their lower sides, and what they were divided by."""
+    from scipy.sparse import csc_array, csr_array, vstack
+
+    n, m = len(form.cost), len(form.row_lower)
+    matrix = csc_array((form.value, form.index, form.start), shape=(m, n))
+    row, column, value, lower, scales = [], [], [], [], []
+    for number, cut in enumerate(cuts):
+        columns = shared[cut.slot]
+        scale = max(float(np.abs(cut.slope).max()), 1e-12)
+        slope = cut.slope / scale
+        small = np.abs(slope) < 1e-7
+        least = np.where(slope > 0.0, form.col_lower[columns], form.col_upper[columns])
+        scales.append(scale)
+        lower.append(cut.constant / scale + float((slope * least)[small].sum()))
+        row += [number] * int((~small).sum())
+        column += columns[~small].tolist()
+        value += (-slope[~small]).tolist()
+    extra = csr_array((value, (row, column)), shape=(len(cuts), n))
+    return csc_array(vstack([matrix, extra], format="csc")), np.array(lower), np.array(scales)
 
 
 def plan_of(problem: NetworkProblem, matrices: DayMatrices, x: FloatArray) -> NetworkPlan:
@@ -315,12 +353,45 @@ def _master_plan(search: Search, allowed: BoolArray) -> NetworkPlan | None:
     cost[columns] += _CURTAIL_EUR_PER_KWH
     try:
         found = solve(Task(replace(form, cost=cost), relative_gap=_MASTER_GAP_FRAC * search.gap), search.left_s)
-    except InfeasibleError as error:
-        raise InfeasibleError(
-            "market: no positions of the stations keep the network's limits under these devices; the limits are in "
-            f"slots {sorted({cut.slot for cut in search.plan_cuts})}"
-        ) from error
+    except InfeasibleError:
+        return _least_excess(search, matrices)
     return None if found.x is None else plan_of(problem, matrices, found.x)
+
+
+def _least_excess(search: Search, matrices: DayMatrices) -> NetworkPlan | None:
+    """A plan where the cuts contradict each other, as cuts of other positions may: they begin anew, the elastic master
+    proposes the least sum of excesses, the power flow judges, and slots in which it shows more than was foreseen get a
+    cut. None when time is over.
+
+    Raises:
+        InfeasibleError: the plan of the least excess breaks limits; says which, where and by how much.
+    """
+    problem, form, n = search.problem, matrices.compiled.form, len(matrices.compiled.form.cost)
+    search.plan_cuts = []
+    for last in (*(False,) * (_ELASTIC_ROUNDS - 1), True):
+        found = solve(Task(elastic(form, matrices.shared, search.plan_cuts)), search.left_s)
+        if found.x is None:
+            return None
+        plan = plan_of(problem, matrices, found.x[:n])
+        excess = common_excess(problem, plan)
+        if excess.max() <= LIMIT_TOLERANCE:
+            return plan
+        fresh = np.flatnonzero(excess > found.x[n:] + np.maximum(_FORESEEN_FRAC * excess, LIMIT_TOLERANCE))
+        if last or len(fresh) == 0:
+            raise _infeasible(problem, plan)
+        _cut_plan(search, plan, excess, fresh)
+    return None
+
+
+def _infeasible(problem: NetworkProblem, plan: NetworkPlan) -> InfeasibleError:
+    """What the plan of the least excess breaks."""
+    found = breaches(problem, plan, LIMIT_TOLERANCE)
+    more = f" and {len(found) - _N_NAMED} more" if len(found) > _N_NAMED else ""
+    return InfeasibleError(
+        "market: no positions of the stations keep the network's limits under these devices; with the least excess "
+        f"there is {', '.join(str(breach) for breach in found[:_N_NAMED])}{more}; widen the limits, lower the base "
+        "load or let the devices move further"
+    )
 
 
 def _refresh(search: Search, plan: NetworkPlan, excess: FloatArray) -> bool:

@@ -12,7 +12,9 @@ from evcs_gym.baselines.decomposition import Search, best_schedule, find_plan, l
 from evcs_gym.baselines.forms.network import BOUND_SLACK, Reference, Tightness
 from evcs_gym.baselines.problems.market import MarketPlan
 from evcs_gym.baselines.problems.network import (
+    LIMIT_NAMES,
     ORDER_TOLERANCE_KW,
+    Breach,
     NetworkPlan,
     NetworkProblem,
     check,
@@ -22,6 +24,7 @@ from evcs_gym.baselines.problems.network import (
     position_kw,
     scale_eur,
     schedule_of,
+    worst_places,
 )
 from evcs_gym.baselines.solvers import solve_second_order, solver_version
 from evcs_gym.envs.day import with_devices
@@ -39,7 +42,6 @@ if TYPE_CHECKING:
 
 REPLAY_TOLERANCE: Final = 1e-4
 """Relative error that a replay may show."""
-LIMIT_NAMES: Final = ("undervoltage_pu", "overvoltage_pu", "current_frac", "head_frac", "unbalance_frac")
 
 
 @dataclass(frozen=True)
@@ -52,8 +54,9 @@ class NetworkCertificate:
     the best plan found under the day's own device schedule, None where the plan itself has it or none was looked for.
     cone_slack_pu, voltage_mismatch_pu: largest v l - P2 - Q2, and largest difference of sqrt(v) from the power flow, of
     the programmes with least current at the plan. limits: largest excess of the plan's power flow over the effective
-    limits, negative where there is room. replay_cost_eur, replay_relative_error: of the plan through the environment's
-    step with its devices. n_capped: cells (slot, station) in which the plan curtails or leaves drivers waiting.
+    limits, negative where there is room; nearest_limits: the slot and bus of each of them. replay_cost_eur,
+    replay_relative_error: of the plan through the environment's step with its devices. n_capped: cells (slot, station)
+    in which the plan curtails or leaves drivers waiting.
     """
 
     network: str
@@ -63,6 +66,7 @@ class NetworkCertificate:
     cone_slack_pu: float
     voltage_mismatch_pu: float
     limits: dict[str, float]
+    nearest_limits: list[Breach]
     replay_cost_eur: float
     replay_relative_error: float
     curtailed_kwh: float
@@ -226,6 +230,7 @@ def _certificate(
         cone_slack_pu=slack,
         voltage_mismatch_pu=mismatch,
         limits=dict(zip(LIMIT_NAMES, plan_excess(problem, plan).max(axis=0).tolist(), strict=True)),
+        nearest_limits=worst_places(problem, plan),
         replay_cost_eur=replayed,
         replay_relative_error=error,
         curtailed_kwh=float(SLOT_H * plan.stations.curtailed_kw.sum()),

@@ -1,16 +1,20 @@
-"""Names of rules, resolved in one place, for every problem in which policies play."""
+"""Names of rules and planners, resolved in one place, for every problem in which policies play."""
 
 import difflib
-from collections.abc import Callable, Mapping
-from typing import Any, Final, Literal, overload
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Final, Literal, overload
 
 from evcs_gym.baselines import rules
 from evcs_gym.baselines.policy import Rule
-from evcs_gym.baselines.policy_market import MarketRulePolicy
+from evcs_gym.baselines.policy_market import MarketPolicy, MarketRulePolicy
 from evcs_gym.baselines.rules_market import MARKET_RULES
 from evcs_gym.envs.errors import ConfigError
 from evcs_gym.envs.fleet.normal import View
+from evcs_gym.envs.market.operators import NO_OPERATOR, PRO_RATA
 from evcs_gym.envs.types import FloatArray
+
+if TYPE_CHECKING:
+    from evcs_gym.envs.market.operators import Operator
 
 NAIVE_RULE = "charge_on_arrival"
 """The reference of normal charging at which captured is 0."""
@@ -26,6 +30,50 @@ RULES: dict[str, Callable[[View], FloatArray]] = {
     "water_filling": rules.water_filling,
 }
 """Rules of normal charging by name."""
+
+
+def _receding_market() -> MarketPolicy:
+    from evcs_gym.baselines.receding_market import RecedingHorizon
+
+    return RecedingHorizon()
+
+
+def _four_stage() -> MarketPolicy:
+    from evcs_gym.baselines.four_stage import FourStage
+
+    return FourStage(make_operator("misocp"))
+
+
+PLANNERS: Final[Mapping[str, Mapping[str, Callable[[], Any]]]] = {
+    "normal_charging": {},
+    "market": {"receding_horizon": _receding_market, "four_stage": _four_stage},
+}
+"""By problem: policies that solve programmes while they play, milliseconds a slot and more; made when asked for, since
+they need Pyomo and a solver."""
+
+OPERATORS: Final = ("pro_rata", "misocp", "none")
+"""Network operators of the market by name; environments take the object (`operator=`)."""
+
+
+def make_operator(name: str) -> "Operator":
+    """A network operator of the market.
+
+    Raises:
+        ConfigError: there is none of that name; says the nearest.
+    """
+    if name == "misocp":  # imported here: Pyomo takes half a second that a user of the others need not wait
+        from evcs_gym.baselines.operator_misocp import MISOCP
+
+        return MISOCP
+    known: dict[str, Operator] = {"pro_rata": PRO_RATA, "none": NO_OPERATOR}
+    if name not in known:
+        raise ConfigError(f"there is no operator {name!r}{_nearest(name, OPERATORS)} (known: {', '.join(OPERATORS)})")
+    return known[name]
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.4)
+    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def rules_of(problem: str) -> Mapping[str, Callable[..., Any]]:
@@ -68,7 +116,20 @@ def make_rule(name: str, problem: str = "normal_charging") -> Rule | MarketRuleP
     """
     known = rules_of(problem)
     if name not in known:
-        close = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise ConfigError(f"there is no rule {name!r}{hint} (rules: {', '.join(known)})")
+        raise ConfigError(f"there is no rule {name!r}{_nearest(name, known)} (rules: {', '.join(known)})")
     return MarketRulePolicy(name, MARKET_RULES[name]) if problem == "market" else Rule(name, RULES[name])
+
+
+def make_policy(name: str, problem: str = "normal_charging") -> Any:
+    """A fresh policy of the registry: a rule or a planner.
+
+    Raises:
+        ConfigError: none of that name; says the nearest. No policies play in that problem.
+    """
+    planners = PLANNERS[played(problem)]
+    if name in planners:
+        return planners[name]()
+    if name in rules_of(problem):
+        return make_rule(name, problem)
+    known = (*rules_of(problem), *planners)
+    raise ConfigError(f"there is no policy {name!r}{_nearest(name, known)} (known: {', '.join(known)})")

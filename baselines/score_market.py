@@ -27,7 +27,8 @@ class MarketRollout:
     named parts, (D, S). income_eur (D,) from drivers: the profits sum to it less the cost.
     traded_kwh, asked_kwh, unserved_kwh, curtailed_kwh, (D,): between stations; asked for by drivers, not delivered; sun
     not used. held_kwh: kept because it was not sold; moved_kwh: moved into or out of storage by caps.
-    n_capped_slots (D,): slots in which some station was capped. n_violations (D,): slots outside an effective limit;
+    n_capped_slots (D,): slots in which some station was capped. n_fallbacks (D,): those in which the operator took a
+    safer answer than its own. n_violations (D,): slots outside an effective limit;
     n_collapsed (D,): slots without power flow; both need an operator that lets them pass. lowest_voltage_pu,
     highest_voltage_pu (D,).
     end_kwh (D, S): energy at the end. outcomes: of the slots in order, rows the days; None unless asked for.
@@ -44,6 +45,7 @@ class MarketRollout:
     held_kwh: FloatArray
     moved_kwh: FloatArray
     n_capped_slots: IntArray
+    n_fallbacks: IntArray
     n_violations: IntArray
     n_collapsed: IntArray
     lowest_voltage_pu: FloatArray
@@ -111,6 +113,7 @@ def collect_slots(
         held_kwh=energy_kwh("held_kw"),
         moved_kwh=energy_kwh("moved_kw"),
         n_capped_slots=count(np.isfinite(o.cap_kw).any(axis=1) for o in outcomes),
+        n_fallbacks=count(o.fallback for o in outcomes),
         n_violations=n_violations,
         n_collapsed=count(~o.converged for o in outcomes),
         lowest_voltage_pu=size.min(axis=(0, 2)),

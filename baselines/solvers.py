@@ -90,24 +90,43 @@ class StandardForm:
 
 @dataclass(frozen=True, eq=False)
 class Compiled:
-    """A Pyomo model as matrices; `columns` finds its variables."""
+    """A Pyomo model as matrices; `columns` finds its variables, `rows` its constraints."""
 
     form: StandardForm
     column_of: dict[int, int]
+    row_of: dict[int, int]
 
     def columns(self, variables: Sequence[Any]) -> IntArray:
         """Column of each Pyomo variable."""
         return np.array([self.column_of[id(variable)] for variable in variables], dtype=np.int64)
 
+    def rows(self, constraints: Sequence[Any]) -> IntArray:
+        """Row of each Pyomo constraint; of one with two different sides the last."""
+        return np.array([self.row_of[id(constraint)] for constraint in constraints], dtype=np.int64)
+
+
+@dataclass(frozen=True, eq=False)
+class Basis:
+    """Where a simplex ended: the solver's numbers for columns (n,) and rows (m,). A programme of the same matrix with
+    other costs and bounds starts from there."""
+
+    column: NDArray[np.int8]
+    row: NDArray[np.int8]
+
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """One solve: what, and when to stop (relative gap of the objective, absolute gap in its unit, start point)."""
+    """One solve: what, and when to stop (relative gap of the objective, absolute gap in its unit, start point).
+
+    basis: where to start, for programmes without integers. keep_basis: whether the result has one.
+    """
 
     form: StandardForm
     relative_gap: float = 0.0
     absolute_gap: float = 0.0
     start: FloatArray | None = None
+    basis: Basis | None = None
+    keep_basis: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,6 +142,7 @@ class Result:
     status: Status
     seconds: float
     n_nodes: int
+    basis: Basis | None = None
 
 
 @dataclass(frozen=True)
@@ -165,7 +185,11 @@ def compile_model(model: Any) -> Compiled:
         col_upper=np.array(upper, dtype=np.float64),
         integer=np.array([not variable.is_continuous() for variable in info.columns], dtype=np.bool_),
     )
-    return Compiled(form, {id(variable): column for column, variable in enumerate(info.columns)})
+    return Compiled(
+        form,
+        {id(variable): column for column, variable in enumerate(info.columns)},
+        {id(row.constraint): number for number, row in enumerate(info.rows)},
+    )
 
 
 def components(form: StandardForm) -> list[tuple[StandardForm, IntArray]]:
@@ -250,6 +274,8 @@ def solve(task: Task, time_limit_s: float) -> Result:
         "relative_gap": task.relative_gap,
         "absolute_gap": task.absolute_gap,
         "start_x": task.start,
+        "basis": None if task.basis is None else (task.basis.column, task.basis.row),
+        "keep_basis": task.keep_basis,
     }
     began = time.perf_counter()
     with _worker() as worker:
@@ -269,6 +295,7 @@ def solve(task: Task, time_limit_s: float) -> Result:
         status=Status(reply["status"]),
         seconds=seconds,
         n_nodes=reply["n_nodes"],
+        basis=None if reply["basis"] is None else Basis(*reply["basis"]),
     )
 
 
@@ -736,6 +763,12 @@ def _load(highspy: Any, request: dict[str, Any]) -> Any:
         start = highspy.HighsSolution()
         start.col_value = request["start_x"].tolist()
         highs.setSolution(start)  # only a hint: a refused start point costs time, not truth
+    if request["basis"] is not None:
+        status = list(highspy.HighsBasisStatus.__members__.values())
+        basis = highspy.HighsBasis()
+        basis.col_status, basis.row_status = ([status[k] for k in part.tolist()] for part in request["basis"])
+        basis.valid = True
+        highs.setBasis(basis)  # a hint too
     return highs
 
 
@@ -765,7 +798,14 @@ def _run_highs(highspy: Any, request: dict[str, Any]) -> dict[str, Any]:
         "objective": float(info.objective_function_value) if feasible else np.inf,
         "bound": float(bound),
         "n_nodes": int(max(info.mip_node_count, 0)) if is_mip else 0,
+        "basis": _basis_of(highs) if request["keep_basis"] and optimal and not is_mip else None,
     }
+
+
+def _basis_of(highs: Any) -> tuple[NDArray[np.int8], NDArray[np.int8]]:
+    basis = highs.getBasis()
+    columns, rows = (np.array([int(k) for k in s], dtype=np.int8) for s in (basis.col_status, basis.row_status))
+    return columns, rows
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from evcs_gym.baselines.problems.best_response import refuse_other_rules
+from evcs_gym.baselines.registry import make_operator
 from evcs_gym.envs import Scenario, load_scenario
 from evcs_gym.envs.errors import ConfigError
 from evcs_gym.evaluation.contest import Contest, Game, Listener, Played, Run, load_run, prepare, seed_folders
@@ -30,6 +31,7 @@ from evcs_gym.training.train import one_thread
 
 GAMES: dict[ProblemName, Game] = {"normal_charging": NORMAL_CHARGING, "market": MARKET}
 """Problems in which policies play."""
+DEFAULT_OPERATOR = "pro_rata"
 N_DRAWN = 5
 """Policies whose first day is drawn: the best ones; the table holds all."""
 
@@ -56,7 +58,7 @@ def check_policies(policies: Sequence[str], game: Game) -> None:
         raise ConfigError("name at least one policy: a rule, 'optimum' or a run folder")
     if len(set(policies)) != len(policies):
         raise ConfigError(f"each policy may be named once, got {', '.join(policies)}")
-    known = (*game.rules, *game.plans)
+    known = game.policies
     for name in policies:
         if name in known:
             continue
@@ -78,7 +80,7 @@ def load_runs(policies: Sequence[str], scenario: Scenario, problem: ProblemName)
         DataError: a broken file.
     """
     game = GAMES[problem]
-    learned = (name for name in policies if name not in game.rules and name not in game.plans)
+    learned = (name for name in policies if name not in game.policies)
     return {name: load_run(name, scenario, problem) for name in learned}
 
 
@@ -111,6 +113,7 @@ def compare(
     out: Path | None = None,
     relative_gap: float = 1e-3,
     listener: Listener = lambda _what, _done, _all: None,
+    operator: str = DEFAULT_OPERATOR,
     n_exploit: int = 0,
 ) -> Comparison:
     """Play every policy on the same days and score it between the naive rule (0) and the proven bound (1).
@@ -123,6 +126,7 @@ def compare(
         out: folder for comparison.json, days.csv and, in the market, stations.csv, written after each policy, and
             report.html, written at the end.
         relative_gap: asked of the exact optimum.
+        operator: of the market's network, one of `evcs_gym.baselines.registry.OPERATORS`.
         n_exploit: in the market, days on which every station's best response is found too; seconds for each.
 
     Raises:
@@ -130,7 +134,7 @@ def compare(
             the problem, its price rule or the days do not allow; before anything is solved. DataError: a broken run
             folder, or an ``out`` that cannot be written. SolverError: no solver.
     """
-    part = compare_part(problem, policies, n_days, split, scenario, out, relative_gap, listener, n_exploit)
+    part = compare_part(problem, policies, n_days, split, scenario, out, relative_gap, listener, operator, n_exploit)
     if out is not None:
         write_parts(out / "report.html", [part])
     return part.comparison
@@ -145,16 +149,20 @@ def compare_part(
     out: Path | None,
     relative_gap: float = 1e-3,
     listener: Listener = lambda _what, _done, _all: None,
+    operator: str = DEFAULT_OPERATOR,
     n_exploit: int = 0,
 ) -> Part:
     """`compare` with what a report draws, which is left to the caller; an older report in ``out`` is removed."""
     name, game = game_of(problem)
+    if operator != DEFAULT_OPERATOR and name != "market":
+        raise ConfigError(f"operator is for the market, whose network caps stations, got {operator!r} for {name}")
+    network = make_operator(operator)
     check_policies(policies, game)
     world = scenario if isinstance(scenario, Scenario) else load_scenario(scenario or game.scenario)
     _check_exploit(game, world, n_exploit, n_days)
     runs = load_runs(policies, world, name)
-    contest = prepare(game, world, n_days, split, relative_gap, listener)
-    comparison = _empty(name, contest, relative_gap, runs)
+    contest = prepare(game, world, n_days, split, relative_gap, listener, network)
+    comparison = _empty(name, contest, relative_gap, runs, operator)
     played: list[Played] = []
     for number, policy in enumerate(policies):
         listener(f"playing {policy}", number, len(policies))
@@ -181,7 +189,9 @@ def _check_exploit(game: Game, scenario: Scenario, n_exploit: int, n_days: int) 
     refuse_other_rules(scenario.market.rule)
 
 
-def _empty(problem: ProblemName, contest: Contest, relative_gap: float, runs: Mapping[str, Run]) -> Comparison:
+def _empty(
+    problem: ProblemName, contest: Contest, relative_gap: float, runs: Mapping[str, Run], operator: str
+) -> Comparison:
     game, certificate = GAMES[problem], contest.solutions[0].certificate
     records = [record for run in runs.values() for record in run.records]
     presets = json.dumps([record.preset for record in records], sort_keys=True)
@@ -197,6 +207,7 @@ def _empty(problem: ProblemName, contest: Contest, relative_gap: float, runs: Ma
         infeasible_kwh=tuple(game.infeasible_kwh(contest).tolist()),
         results=(),
         stations=game.stations(contest),
+        notes=() if operator == DEFAULT_OPERATOR else (f"The network's operator is {operator}.",),
         provenance=collect_provenance(
             config_hash=config_hash(contest.scenario.model_dump_json(by_alias=True) + presets),
             training_seeds=sorted({record.seed for record in records}),

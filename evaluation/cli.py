@@ -309,6 +309,7 @@ def compare(
     exploit: Annotated[
         int, typer.Option(min=0, help="Market: on this many of the days, each station's best response too.")
     ] = 0,
+    operator: Annotated[str, typer.Option(help="Of the market's network: pro_rata, misocp or none.")] = "pro_rata",
     as_json: Json = False,
 ) -> None:
     """Put policies beside each other and the proven bound, on the same days.
@@ -326,12 +327,15 @@ def compare(
         if city.responsive_spec is not None:
             if exploit:
                 raise ConfigError("compare: --exploit needs a market whose drivers do not respond; leave it out")
+            if operator != benchmark.DEFAULT_OPERATOR:
+                raise ConfigError(f"compare: where drivers respond the operator is pro_rata, got {operator!r}")
             _compare_responsive(city, policies, retail, days, split, out, as_json)
             return
     if retail:
         raise ConfigError("compare: --retail needs a scenario of the market with responsive_demand; leave it out")
     options: dict[str, Any] = {"n_days": days, "split": split.value, "scenario": scenario, "out": out}
     options["n_exploit"] = exploit
+    options["operator"] = operator
     with _quiet_stdout(), _StageProgress(console=_stderr()) as progress:
         comparison = benchmark.compare(problem, policies, **options, listener=progress.show)
     if as_json:
@@ -476,6 +480,30 @@ def city(
         _print_json(content)
     else:
         _stdout().print(_table_of([{"measure": key, "value": _short(value)} for key, value in content.items()]))
+
+
+@app.command()
+def rounds(
+    day: Annotated[int, typer.Option(min=0, help="Seed of the day.")] = 0,
+    split: SplitName = Split.test,
+    scenario: ScenarioName = None,
+    operator: Annotated[str, typer.Option(help="With whom the stations talk: pro_rata or misocp.")] = "misocp",
+    max_rounds: Annotated[int | None, typer.Option(min=1, help="Rounds of a talk.", show_default="5")] = None,
+    as_json: Json = False,
+) -> None:
+    """Show the rounds of the four-stage method on a day: caps, curtailed energy, price, profit and its change."""
+    from evcs_gym.baselines.four_stage import MAX_ROUNDS
+    from evcs_gym.evaluation.rounds import round_rows, talk_records, talks_of_day
+
+    world = _load_scenario(scenario or DEFAULT_SCENARIOS["market"])
+    with _quiet_stdout(), _stderr().status("playing ..."):
+        talks, played = talks_of_day(world, world.day(day, split.value), operator, max_rounds or MAX_ROUNDS)
+    cost_eur = float(played.cost_eur[0])
+    if as_json:
+        _print_json({"scenario": world.name, "day": day, "cost_eur": cost_eur, "talks": talk_records(talks)})
+    else:
+        _stdout().print(_table_of(round_rows(talks)))
+        _stdout().print(f"community cost {cost_eur:.2f} EUR")
 
 
 def _short(value: object) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 
 from evcs_gym.envs import Day, Scenario
 from evcs_gym.envs.errors import ConfigError
+from evcs_gym.envs.market.operators import PRO_RATA, Operator
 from evcs_gym.envs.types import FloatArray
 from evcs_gym.evaluation.records import ExploitDay, Kind, PolicyResult, TrainingCurve
 from evcs_gym.training.checkpoint import RUN_FILE, RunInfo, read_run
@@ -30,7 +31,8 @@ Listener = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, eq=False)
 class Contest:
-    """The days of a comparison with their exact solutions; world and solutions are of the problem's own kind."""
+    """The days of a comparison with their exact solutions; world and solutions are of the problem's own kind. operator:
+    of the market's network."""
 
     scenario: Scenario
     split: str
@@ -39,6 +41,7 @@ class Contest:
     world: Any
     solutions: list[Any]
     naive_cost_eur: FloatArray
+    operator: Operator = PRO_RATA
 
     @property
     def lower_bound_eur(self) -> FloatArray:
@@ -116,9 +119,10 @@ class Played:
 class Game:
     """A problem in which policies play.
 
-    scenario: where none is named. rules: by name. plans: names of policies that come from the exact plan. bound_label:
-    what scores 1. solve: one day exactly. world: of days. naive: cost of the naive rule on a world, (D,). play: one
-    policy on a contest; runs hold the learned ones. trace: figures' data of the policies shown.
+    scenario: where none is named. rules: by name. planners: names of policies that solve programmes as they play, which
+    play only where they are asked for. plans: names of policies that come from the exact plan. bound_label: what scores
+    1. solve: one day exactly. world: of days. naive: cost of the naive rule on a world under an operator, (D,). play:
+    one policy on a contest; runs hold the learned ones. trace: figures' data of the policies shown.
     exploit: best responses to a policy on the first days, where stations bid.
     """
 
@@ -129,16 +133,28 @@ class Game:
     plans: tuple[str, ...]
     solve: "Callable[[Scenario, Day, float], AnySolution]"
     world: Callable[[Scenario, Sequence[Day]], Any]
-    naive: Callable[[Any], FloatArray]
+    naive: Callable[[Any, Operator], FloatArray]
     infeasible_kwh: Callable[[Contest], FloatArray]
     play: Callable[[Contest, str, Mapping[str, Run]], Played]
     trace: Callable[[Contest, Sequence[Played]], Any]
     stations: Callable[[Contest], tuple[str, ...]] = lambda _contest: ()
     exploit: Callable[[Contest, str, Mapping[str, Run], int, Listener], tuple[ExploitDay, ...]] | None = None
+    planners: tuple[str, ...] = ()
+
+    @property
+    def policies(self) -> tuple[str, ...]:
+        """Names of all policies that are no run."""
+        return (*self.rules, *self.planners, *self.plans)
 
 
 def prepare(
-    game: Game, scenario: Scenario, n_days: int, split: str, relative_gap: float, listener: Listener
+    game: Game,
+    scenario: Scenario,
+    n_days: int,
+    split: str,
+    relative_gap: float,
+    listener: Listener,
+    operator: Operator = PRO_RATA,
 ) -> Contest:
     """Draw the days 0 .. n_days - 1 of a split and solve each exactly.
 
@@ -155,4 +171,4 @@ def prepare(
         solutions.append(game.solve(scenario, day, relative_gap))
     listener("solving days exactly", n_days, n_days)
     world = game.world(scenario, days)
-    return Contest(scenario, split, seeds, days, world, solutions, game.naive(world))
+    return Contest(scenario, split, seeds, days, world, solutions, game.naive(world, operator), operator)

@@ -1,5 +1,6 @@
 """The market as a comparison sees it: rules, the network-free plan replayed, and learned policies."""
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -7,15 +8,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from evcs_gym.baselines.policy_market import MarketPolicy, PlanPolicy
-from evcs_gym.baselines.registry import NAIVE_RULES, make_rule
+from evcs_gym.baselines.registry import NAIVE_RULES, PLANNERS, make_policy, make_rule
 from evcs_gym.baselines.rules_market import MARKET_RULES
 from evcs_gym.baselines.score_market import MarketRollout, market_ms_per_decision, market_rollout
 from evcs_gym.envs import Day, Scenario
 from evcs_gym.envs.errors import DataError
 from evcs_gym.envs.market.core import MarketWorld
+from evcs_gym.envs.market.operators import Operator
 from evcs_gym.envs.market.prepare import market_world
 from evcs_gym.envs.types import FloatArray
-from evcs_gym.envs.units import DAY_START_HOUR, N_SLOTS, SLOT_H
+from evcs_gym.envs.units import DAY_START_HOUR, MS_PER_S, N_SLOTS, SLOT_H
 from evcs_gym.evaluation.contest import OPTIMUM, Contest, Game, Listener, Played, Run
 from evcs_gym.evaluation.records import ExploitDay, Kind, MarketResult, MarketTrace, PolicyResult, policy_result
 from evcs_gym.training.market import refuse_answering_drivers
@@ -46,8 +48,15 @@ def _solve(scenario: Scenario, day: Day, relative_gap: float) -> "MarketSolution
     return optimum(scenario, day, problem="market", relative_gap=relative_gap)
 
 
-def _naive(world: MarketWorld) -> FloatArray:
-    return market_rollout(world, make_rule(NAIVE_RULE, "market")).cost_eur
+def _naive(world: MarketWorld, operator: Operator) -> FloatArray:
+    return market_rollout(world, make_rule(NAIVE_RULE, "market"), operator).cost_eur
+
+
+def _note(note: str, rollouts: Sequence[MarketRollout]) -> str:
+    """A policy's note, with the slots in which the operator's own answer failed."""
+    n = int(sum(r.n_fallbacks.sum() for r in rollouts))
+    failed = f"the operator fell back to pro_rata in {n} slots" if n else ""
+    return "; ".join(part for part in (note, failed) if part)
 
 
 def _market_result(rollouts: Sequence[MarketRollout]) -> MarketResult:
@@ -57,7 +66,9 @@ def _market_result(rollouts: Sequence[MarketRollout]) -> MarketResult:
     return MarketResult(**{name: rows(name) for name in MarketResult.model_fields})
 
 
-def _scored(contest: Contest, label: str, kind: Kind, rollouts: Sequence[MarketRollout], **extra: Any) -> PolicyResult:
+def _scored(
+    contest: Contest, label: str, kind: Kind, rollouts: Sequence[MarketRollout], note: str = "", **extra: Any
+) -> PolicyResult:
     return policy_result(
         label,
         kind,
@@ -68,6 +79,7 @@ def _scored(contest: Contest, label: str, kind: Kind, rollouts: Sequence[MarketR
         violation_pu=None,
         unmet_kwh=np.stack([r.unserved_kwh for r in rollouts]),
         market=_market_result(rollouts),
+        note=_note(note, rollouts),
         **extra,
     )
 
@@ -88,7 +100,7 @@ class _Stored:
 def _first_day(contest: Contest, policy: MarketPolicy) -> FirstDay:
     world = market_world(contest.scenario, contest.days[:1])
     stored = _Stored(policy, [])
-    shown = market_rollout(world, stored, keep_outcomes=True)
+    shown = market_rollout(world, stored, contest.operator, keep_outcomes=True)
     if shown.outcomes is None:  # pragma: no cover - asked for above
         raise DataError("the rollout kept no outcomes")
     end_kwh = [*stored.stored_kwh[1:], float(shown.end_kwh[0].sum())]
@@ -107,10 +119,14 @@ def _play(contest: Contest, name: str, runs: Mapping[str, Run]) -> Played:
 
 
 def _play_rule(contest: Contest, name: str) -> Played:
-    rule = make_rule(name, "market")
-    timed = market_ms_per_decision(contest.world, rule)
-    result = _scored(contest, name, "rule", [market_rollout(contest.world, rule)], ms_per_decision=timed)
-    return Played(result, _first_day(contest, rule))
+    policy = make_policy(name, "market")
+    timed = market_ms_per_decision(contest.world, policy)
+    began = time.perf_counter()
+    rollouts = [market_rollout(contest.world, policy, contest.operator)]
+    ms_per_slot = (time.perf_counter() - began) * MS_PER_S / (len(contest.days) * N_SLOTS)
+    note = f"solves programmes as it plays: {ms_per_slot:.1f} ms a slot on average" if name in MARKET.planners else ""
+    result = _scored(contest, name, "rule", rollouts, ms_per_decision=timed, note=note)
+    return Played(result, _first_day(contest, policy))
 
 
 def _play_optimum(contest: Contest) -> Played:
@@ -120,7 +136,7 @@ def _play_optimum(contest: Contest) -> Played:
         contest,
         OPTIMUM,
         "optimum",
-        [market_rollout(contest.world, PlanPolicy(plans))],
+        [market_rollout(contest.world, PlanPolicy(plans), contest.operator)],
         relative_gap=[solution.relative_gap for solution in solutions],
         note=f"{OPTIMUM_NOTE}; {np.mean([solution.seconds for solution in solutions]):.1f} s per day",
     )
@@ -132,7 +148,7 @@ def _play_run(contest: Contest, name: str, run: Run) -> Played:
         contest,
         name,
         run.kind,
-        [market_rollout(contest.world, policy) for policy in run.policies],
+        [market_rollout(contest.world, policy, contest.operator) for policy in run.policies],
         training_seeds=run.seeds,
         ms_per_decision=market_ms_per_decision(contest.world, run.policies[0]),
         note=run.note(),
@@ -172,6 +188,7 @@ MARKET = Game(
     naive_label=NAIVE_RULE,
     bound_label=BOUND_LABEL,
     rules=MARKET_RULES,
+    planners=tuple(PLANNERS["market"]),
     plans=(OPTIMUM,),
     solve=_solve,
     world=market_world,

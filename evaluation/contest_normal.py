@@ -14,6 +14,7 @@ from evcs_gym.envs import Day, Scenario
 from evcs_gym.envs.errors import ConfigError
 from evcs_gym.envs.fleet.env import DEFAULT_SCENARIO
 from evcs_gym.envs.fleet.normal import World, make_world, replay
+from evcs_gym.envs.market.operators import Operator
 from evcs_gym.envs.types import FloatArray
 from evcs_gym.envs.units import DAY_START_HOUR, N_SLOTS, SLOT_H
 from evcs_gym.evaluation.contest import OPTIMUM, Contest, Game, Played, Run
@@ -42,7 +43,7 @@ def _solve(scenario: Scenario, day: Day, relative_gap: float) -> "Solution":
     return optimum(scenario, day, relative_gap=relative_gap)
 
 
-def _naive(world: World) -> FloatArray:
+def _naive(world: World, _operator: Operator) -> FloatArray:
     return rollout(world, make_rule(NAIVE_RULE)).cost_eur
 
 

@@ -1,9 +1,10 @@
 """The network-constrained market in Pyomo, (Q1) to (Q6) of model.md section 7 (ii); knows no solver.
 
-Two models share the functions below: `day_form`, the stations and devices of the whole day without the network, and
+Three models share the functions below: `day_form`, the stations and devices of the whole day without the network;
 `slot_form`, the network of one slot for given positions, head voltage and capacitor steps with the least common excess
-over its limits as objective. `whole_form` is both at once, for small horizons. Pyomo carries what is linear; cones
-stand beside it as `Cone` records over its variables. Powers of the network are per unit of one phase, v and l are
+over its limits as objective; `adjustment_form`, the least adjustment of given positions that keeps the limits of a
+slot. `whole_form` is the first and the network of every slot at once, for small horizons. Pyomo carries what is linear;
+cones stand beside it as `Cone` records over its variables. Powers of the network are per unit of one phase, v and l are
 squared magnitudes of voltage and current.
 """
 
@@ -16,7 +17,7 @@ import pyomo.environ as pyo
 from pyomo.core.expr.numeric_expr import LinearExpression
 
 from evcs_gym.baselines.forms.market import MarketForm, market
-from evcs_gym.baselines.problems.network import NetworkProblem, position_range_kw
+from evcs_gym.baselines.problems.network import Network, NetworkProblem, position_range_kw
 from evcs_gym.envs.grid import Feeder, voltage_unbalance_frac
 from evcs_gym.envs.grid.devices import bank_kvar
 from evcs_gym.envs.grid.powerflow import PHASE_UNIT
@@ -203,20 +204,39 @@ def movement_budgets(model: Any, problem: NetworkProblem) -> None:
 # -- the slot: three phases, linearised coupling between them ---------------------------------------------------------
 
 
-def slot_form(problem: NetworkProblem, slot: int, reference: Reference, tightness: Tightness) -> SlotForm:
+def slot_form(problem: Network, slot: int, reference: Reference, tightness: Tightness) -> SlotForm:
     """The network of one slot: least common excess over the limits for given positions, head voltage and steps."""
     model = pyo.ConcreteModel(name=f"network of slot {slot}")
-    (least, largest), head_sq = position_range_kw(problem), problem.head_pu**2
-    stations = range(problem.n_stations)
+    shared = _shared_variables(model, problem, slot)
+    model.excess = pyo.Var(bounds=EXCESS_BOX)
+    cones = add_network(model, problem, slot, reference, tightness, shared, model.excess)
+    model.cost = pyo.Objective(expr=1.0 * model.excess)
+    return SlotForm(model, cones, shared)
+
+
+def adjustment_form(
+    problem: Network, slot: int, reference: Reference, tightness: Tightness, position_kw: FloatArray
+) -> SlotForm:
+    """The least adjustment of given positions (S,) of one slot that keeps its limits: min sum |position_kw| - |g|, each
+    g between zero and what was given, which the ranges of the problem say. A cost of 1 is the power base of a phase."""
+    model = pyo.ConcreteModel(name=f"adjustment of slot {slot}")
+    shared = _shared_variables(model, problem, slot)
+    cones = add_network(model, problem, slot, reference, tightness, shared, None)
+    sign = np.sign(position_kw) / PHASE_BASE_KVA
+    terms = [(-float(sign[s]), model.position[s]) for s in range(len(position_kw))]
+    model.cost = pyo.Objective(expr=_sum(terms) + float(sign @ position_kw))
+    return SlotForm(model, cones, shared)
+
+
+def _shared_variables(model: Any, problem: Network, slot: int) -> list[Any]:
+    """Positions within their ranges, the squared head voltage, and every step of a bank; as in `SlotForm.shared`."""
+    (least, largest), head_sq = problem.range_kw, problem.head_pu**2
+    stations = range(len(problem.station_bus))
     model.position = pyo.Var(stations, bounds=lambda _, s: (float(least[slot, s]), float(largest[slot, s])))
     model.head = pyo.Var(bounds=(float(head_sq.min()), float(head_sq.max())))
     steps = [(k, i) for k, bank in enumerate(problem.devices.banks) for i in range(bank.n_steps)]
     model.step = pyo.Var(steps, bounds=(0.0, 1.0))
-    model.excess = pyo.Var(bounds=EXCESS_BOX)
-    shared = [*model.position.values(), model.head, *model.step.values()]
-    cones = add_network(model, problem, slot, reference, tightness, shared, model.excess)
-    model.cost = pyo.Objective(expr=1.0 * model.excess)
-    return SlotForm(model, cones, shared)
+    return [*model.position.values(), model.head, *model.step.values()]
 
 
 def whole_form(
@@ -235,7 +255,7 @@ def whole_form(
 
 def add_network(
     model: Any,
-    problem: NetworkProblem,
+    problem: Network,
     slot: int,
     reference: Reference,
     tightness: Tightness,
@@ -261,7 +281,7 @@ def add_network(
 class _Network:
     """What the functions of a slot read. cells: (bus, phase) that exist behind the source; children of every bus."""
 
-    problem: NetworkProblem
+    problem: Network
     slot: int
     reference: Reference
     tightness: Tightness
@@ -276,14 +296,14 @@ class _Network:
     @classmethod
     def of(
         cls,
-        problem: NetworkProblem,
+        problem: Network,
         slot: int,
         reference: Reference,
         tightness: Tightness,
         shared: Sequence[Any],
         excess: Any,
     ) -> "_Network":
-        feeder, n = problem.feeder, problem.n_stations
+        feeder, n = problem.feeder, len(problem.station_bus)
         present = feeder.phase_present
         cells = [(j, f) for j in feeder.sweep_order[1:].tolist() for f in range(3) if present[j, f]]
         children: list[list[int]] = [[] for _ in range(len(feeder))]
@@ -325,14 +345,14 @@ def self_impedance_pu(feeder: Feeder) -> ComplexArray:
     return out
 
 
-def power_box_pu(problem: NetworkProblem) -> float:
+def power_box_pu(problem: Network) -> float:
     """No branch carries more per phase: twice all loads and all that stations can give or take."""
-    own = np.abs(problem.load_kva).sum(axis=(1, 2)).max() + problem.stations.connection_kw.sum()
-    banks = sum(bank.kvar_per_step * bank.n_steps for bank in problem.devices.banks)
+    own = np.abs(problem.load_kva).sum(axis=(1, 2)).max() + problem.reach_kw
+    banks = sum(bank.kvar_per_step * bank.n_steps for bank in problem.devices.banks) + problem.standing_kvar.sum()
     return float(2.0 * (own + banks) / PHASE_BASE_KVA)
 
 
-def current_box(problem: NetworkProblem, slot: int, relaxed: float) -> FloatArray:
+def current_box(problem: Network, slot: int, relaxed: float) -> FloatArray:
     """(N,) limit of l: the ampacity where there is one, else what the box of powers allows."""
     limit = problem.limits.current_a[slot] / problem.feeder.base_current_a * (1.0 + relaxed)
     return np.asarray(np.minimum(limit, power_box_pu(problem) / VOLTAGE_BOX_PU[0]) ** 2)
@@ -379,7 +399,7 @@ def q1_voltage_drop(model: Any, net: _Network) -> None:
 
 def q2_active_balance(model: Any, net: _Network) -> None:
     """(Q2): what arrives, P - Re z1 l - Re kappa, and the stations' injection supply load and branches below."""
-    bus_of, load = net.problem.stations.bus.tolist(), net.problem.load_kva[net.slot]
+    bus_of, load = net.problem.station_bus.tolist(), net.problem.load_kva[net.slot]
 
     def rule(_: Any, j: int, f: int) -> Any:
         _coupled, kappa, _eta = _coupling(net, j)
@@ -392,14 +412,15 @@ def q2_active_balance(model: Any, net: _Network) -> None:
 
 
 def q3_reactive_balance(model: Any, net: _Network) -> None:
-    """(Q3): the same for reactive power, with the capacitors in service."""
-    load = net.problem.load_kva[net.slot]
+    """(Q3): the same for reactive power, with the capacitors in service; those that stand give b v."""
+    load, standing = net.problem.load_kva[net.slot], net.problem.standing_kvar / PHASE_BASE_KVA
 
     def rule(_: Any, j: int, f: int) -> Any:
         _coupled, kappa, _eta = _coupling(net, j)
         body = [(1.0, model.Q[j, f]), (-net.self_pu[j].imag, model.l[j, f])]
         body += [(-1.0, model.Q[k, f]) for k in net.children[j] if net.feeder.phase_present[k, f]]
         body += [(1.0, model.kvar[k, i, f]) for k, i in net.step if net.problem.devices.banks[k].bus == j]
+        body += [(float(standing[j, f]), model.v[j, f])] if standing[j, f] > 0.0 else []
         return _equal(body, float(load[j, f].imag / PHASE_BASE_KVA + kappa[f].imag))
 
     model.q3_reactive_balance = pyo.Constraint(net.cells, rule=rule)
@@ -433,7 +454,7 @@ def q4_cone(model: Any, net: _Network) -> list[Cone]:
     return cones
 
 
-def branch_ranges_pu(problem: NetworkProblem, slot: int) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
+def branch_ranges_pu(problem: Network, slot: int) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
     """(N, 3) least and largest P, then Q, at the head of every branch, whatever stations and banks do in the slot.
 
     What flows is the loads below, the stations below within their ranges, and losses: at most sum_p |Z_fp| times the
@@ -457,24 +478,25 @@ def branch_ranges_pu(problem: NetworkProblem, slot: int) -> tuple[FloatArray, Fl
     return low[0], high[0], low[1], high[1]
 
 
-def _injected(problem: NetworkProblem, slot: int) -> tuple[FloatArray, FloatArray]:
+def _injected(problem: Network, slot: int) -> tuple[FloatArray, FloatArray]:
     """Least and largest (2, N, 3) P and Q that buses draw: loads, stations and banks."""
     load = problem.load_kva[slot] / PHASE_BASE_KVA
     low, high = np.stack([load.real, load.imag]), np.stack([load.real, load.imag])
-    least, largest = position_range_kw(problem)
-    for s, bus in enumerate(problem.stations.bus.tolist()):
+    least, largest = problem.range_kw
+    for s, bus in enumerate(problem.station_bus.tolist()):
         low[0, bus] -= largest[slot, s] / (3.0 * PHASE_BASE_KVA)
         high[0, bus] -= least[slot, s] / (3.0 * PHASE_BASE_KVA)
     for bank in problem.devices.banks:
         most = bank.kvar_per_step * bank.n_steps / (3.0 * PHASE_BASE_KVA)
         low[1, bank.bus] -= most * VOLTAGE_BOX_PU[1] ** 2
+    low[1] -= problem.standing_kvar / PHASE_BASE_KVA * VOLTAGE_BOX_PU[1] ** 2
     return low, high
 
 
 N_RANGE_PASSES: Final = 6
 
 
-def least_voltage_sq(problem: NetworkProblem, slot: int, relaxed: float) -> FloatArray:
+def least_voltage_sq(problem: Network, slot: int, relaxed: float) -> FloatArray:
     """(N, 3) least squared voltage that limits and tap positions leave; 0 on absent phases."""
     least = (np.asarray(problem.limits.vmin_pu[slot]) - relaxed) ** 2
     least[0] = problem.head_pu.min() ** 2

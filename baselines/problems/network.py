@@ -6,7 +6,7 @@ solver returns and puts it through the nonlinear power flow: no solver's word is
 
 import itertools
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 import numpy as np
 
@@ -22,7 +22,7 @@ from evcs_gym.baselines.problems.market import (
 )
 from evcs_gym.baselines.problems.market import check as check_stations
 from evcs_gym.envs.errors import ConfigError, InfeasibleError
-from evcs_gym.envs.grid import Feeder, PowerFlow, branch_current_a, power_flow
+from evcs_gym.envs.grid import Feeder, PowerFlow, branch_current_a, power_flow, voltage_unbalance_frac
 from evcs_gym.envs.grid.devices import Devices, DeviceSchedule, bank_kvar, checked_schedule, head_voltage_pu
 from evcs_gym.envs.grid.operator import PASS_TOLERANCE, Limits, excesses, with_stations
 from evcs_gym.envs.types import BoolArray, ComplexArray, FloatArray, IntArray, StationAssets, frozen
@@ -36,6 +36,34 @@ ORDER_TOLERANCE_KW: Final = 1e-5
 """Power by which a plan may miss the order of (N3)."""
 MAX_POSITIONS: Final = 10_000
 """Largest number of joint positions of tap changer and banks: each is tried on the base load of every slot."""
+
+
+class Network(Protocol):
+    """What (Q1)-(Q6) read: T slots, S stations, N buses, C joint positions of the devices.
+
+    load_kva (T, N, 3) without stations, limits of every slot, head_pu (C,), station_bus (S,), range_kw: least and
+    largest net positions (T, S), reach_kw: no more is given or taken by all stations together, standing_kvar (N, 3):
+    capacitors in service beside the banks of the devices.
+    """
+
+    @property
+    def feeder(self) -> Feeder: ...
+    @property
+    def devices(self) -> Devices: ...
+    @property
+    def load_kva(self) -> ComplexArray: ...
+    @property
+    def limits(self) -> Limits: ...
+    @property
+    def head_pu(self) -> FloatArray: ...
+    @property
+    def station_bus(self) -> IntArray: ...
+    @property
+    def range_kw(self) -> tuple[FloatArray, FloatArray]: ...
+    @property
+    def reach_kw(self) -> float: ...
+    @property
+    def standing_kvar(self) -> FloatArray: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,6 +101,26 @@ class NetworkProblem:
     def n_stations(self) -> int:
         """Number of stations S."""
         return len(self.stations)
+
+    @property
+    def station_bus(self) -> IntArray:
+        """Bus of every station, (S,)."""
+        return self.stations.bus
+
+    @property
+    def range_kw(self) -> tuple[FloatArray, FloatArray]:
+        """See `position_range_kw`."""
+        return position_range_kw(self)
+
+    @property
+    def reach_kw(self) -> float:
+        """All connections together."""
+        return float(self.stations.connection_kw.sum())
+
+    @property
+    def standing_kvar(self) -> FloatArray:
+        """None: every bank is a device."""
+        return np.zeros((len(self.feeder), 3))
 
     @property
     def head_pu(self) -> FloatArray:
@@ -247,6 +295,62 @@ def plan_excess(problem: NetworkProblem, plan: NetworkPlan) -> FloatArray:
         problem.head_pu[where],
         problem.kvar[where],
     )
+
+
+LIMIT_NAMES: Final = ("undervoltage_pu", "overvoltage_pu", "current_frac", "head_frac", "unbalance_frac")
+"""The limits, in the order of `operator.excesses`; the last word is the unit of an excess."""
+
+
+@dataclass(frozen=True)
+class Breach:
+    """The worst place of a limit in a slot: limit, one of `LIMIT_NAMES`; excess in its unit, negative with room."""
+
+    limit: str
+    slot: int
+    bus: int
+    excess: float
+
+    def __str__(self) -> str:
+        kind, unit = self.limit.rsplit("_", maxsplit=1)
+        return f"{kind} of {self.excess:.3g} {unit} at bus {self.bus} in slot {self.slot}"
+
+
+def worst_places(problem: NetworkProblem, plan: NetworkPlan) -> list[Breach]:
+    """For each limit the slot and bus where the plan's power flow is furthest beyond it or nearest to it; a bus stands
+    for its branch from the parent, 0 for the head. Limits that nothing could reach are left out."""
+    out = []
+    for limit, excess in zip(LIMIT_NAMES, _excess_by_bus(problem, plan), strict=True):
+        slot, bus = divmod(int(np.argmax(excess)), excess.shape[1])
+        if np.isfinite(excess[slot, bus]):
+            out.append(Breach(limit, slot, bus, float(excess[slot, bus])))
+    return out
+
+
+def breaches(problem: NetworkProblem, plan: NetworkPlan, tolerance: float) -> list[Breach]:
+    """The worst bus of every limit and slot that the plan exceeds by more than the tolerance, the worst first."""
+    out = []
+    for limit, excess in zip(LIMIT_NAMES, _excess_by_bus(problem, plan), strict=True):
+        for slot in np.flatnonzero(excess.max(axis=1) > tolerance).tolist():
+            bus = int(np.argmax(excess[slot]))
+            out.append(Breach(limit, slot, bus, float(excess[slot, bus])))
+    return sorted(out, key=lambda breach: -breach.excess)
+
+
+def _excess_by_bus(problem: NetworkProblem, plan: NetworkPlan) -> list[FloatArray]:
+    """(T, N) excesses of every limit, as in `operator.excesses`; -inf where a bus has no such limit."""
+    flow, limits = plan_flow(problem, plan), problem.limits
+    size, there = np.abs(flow.voltage_pu), problem.feeder.phase_present
+    amperes = np.abs(branch_current_pu(problem, plan, flow)).max(axis=2) * problem.feeder.base_current_a
+    current, head = amperes / limits.current_a - 1.0, np.full(size.shape[:2], -np.inf)
+    current[:, 0] = -np.inf
+    head[:, 0] = plan_excess(problem, plan)[:, 3]
+    return [
+        np.where(there, limits.vmin_pu - size, -np.inf).max(axis=2),
+        np.where(there, size - limits.vmax_pu, -np.inf).max(axis=2),
+        np.where(np.isfinite(limits.current_a), current, -np.inf),
+        head,
+        voltage_unbalance_frac(flow.voltage_pu) - limits.unbalance_frac,
+    ]
 
 
 def common_excess(problem: NetworkProblem, plan: NetworkPlan) -> FloatArray:

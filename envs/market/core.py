@@ -19,7 +19,7 @@ from evcs_gym.envs.market import core_kernels as kernels
 from evcs_gym.envs.market.auction import check_asks
 from evcs_gym.envs.market.core_kernels import Demand, MarketDays, MarketRules, Terms
 from evcs_gym.envs.market.features import Features
-from evcs_gym.envs.market.operators import PRO_RATA, Grid, Operator, empty_answer, refuse_faults
+from evcs_gym.envs.market.operators import PRO_RATA, AgreedCaps, Grid, Operator, empty_answer, refuse_faults
 from evcs_gym.envs.market.station import Assets
 from evcs_gym.envs.threads import run_rows
 from evcs_gym.envs.types import BoolArray, ComplexArray, FloatArray, IntArray, StationAssets, frozen
@@ -74,7 +74,7 @@ class MarketState:
     (B, N, P), from which the next power flow starts.
 
     The rest is what slot t - 1 published or told the station itself: price_eur_per_kwh, volume_kw (B,), position_kw,
-    accepted_kw, cap_kw (B, S; infinite where there was none), n_rounds (B,) of the operator.
+    accepted_kw, cap_kw (B, S; infinite where there was none), n_rounds (B,): see `MarketOutcome`.
     """
 
     day: IntArray
@@ -92,10 +92,16 @@ class MarketState:
 @dataclass(frozen=True, eq=False)
 class MarketAction:
     """What the stations decide, (B, S): the storage power that they wish (charging > 0; projected to what can be
-    executed) and the price that they ask, within [export, import - network fee]."""
+    executed) and the price that they ask, within [export, import - network fee].
+
+    cap_kw (B, S), n_rounds (B,): where stations and operator talked before the slot, the caps that they agreed on,
+    infinite where there is none, and how many rounds it took. The operator may cap further.
+    """
 
     storage_kw: FloatArray
     ask_eur_per_kwh: FloatArray
+    cap_kw: FloatArray | None = None
+    n_rounds: IntArray | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,8 +110,9 @@ class MarketOutcome:
 
     (B, S): ev_kw that drivers asked for, position_kw, storage_kw (executed), curtailed_kw, unserved_kw, accepted_kw,
     payment_eur_per_h of the clearing that stands, held_kw kept in storage because it was not sold (M6), moved_kw that
-    caps moved into or out of storage, cap_kw, ask_eur_per_kwh, terms in EUR. (B,): price_eur_per_kwh, volume_kw,
-    community_eur, factor and n_extra_flows of the operator, converged, loss_kw of the network. voltage_pu (B, N, P).
+    caps moved into or out of storage, cap_kw, ask_eur_per_kwh, terms in EUR. (B,): n_rounds between stations and
+    operator, 1 where caps came without talks, 0 without caps; price_eur_per_kwh, volume_kw, community_eur, factor,
+    n_extra_flows and fallback of the operator, converged, loss_kw of the network. voltage_pu (B, N, P).
     """
 
     ev_kw: FloatArray
@@ -120,11 +127,13 @@ class MarketOutcome:
     cap_kw: FloatArray
     ask_eur_per_kwh: FloatArray
     terms: Terms
+    n_rounds: IntArray
     price_eur_per_kwh: FloatArray
     volume_kw: FloatArray
     community_eur: FloatArray
     factor: FloatArray
     n_extra_flows: IntArray
+    fallback: BoolArray
     converged: BoolArray
     voltage_pu: ComplexArray
     loss_kw: FloatArray
@@ -152,7 +161,8 @@ def step(
         The state of the next slot, and what happened.
 
     Raises:
-        DataError: an action of another shape or with values that are not finite; limits that the base load breaks.
+        DataError: an action of another shape or with values that are not finite; a negative cap; limits that the base
+            load breaks.
         ConfigError: an ask outside the band; the day of a row is over.
     """
     action = _checked(world, state, action)
@@ -163,6 +173,7 @@ def step(
     at = state.day * N_SLOTS + state.slot
     drivers = prepared_demand(world, state) if demand is None else demand
     known = (world.days, world.assets, world.rules, state.day, state.slot, state.energy_kwh, drivers)
+    operator = operator if action.cap_kw is None else AgreedCaps(operator, action.cap_kw)
 
     def rows(first: int, stop: int) -> None:
         # stations' positions, first clearing, what is not sold stays in the storage
@@ -175,20 +186,24 @@ def step(
     many = operator.in_threads and world.feeder.equipment is None
     run_rows(rows, n_rows, (), parallel_from=PARALLEL_FROM_ROWS if many else n_rows + 1, block=LANES)
     refuse_faults(answer)
+    if action.n_rounds is not None:
+        n_rounds = np.maximum(n_rounds, action.n_rounds)
     outcome = MarketOutcome(
         **hand._asdict(),
         ev_kw=drivers.ev_kw,
         cap_kw=answer.cap_kw,
         ask_eur_per_kwh=ask,
         terms=terms,
+        n_rounds=n_rounds,
         community_eur=community,
         factor=answer.factor,
         n_extra_flows=answer.n_extra_flows,
+        fallback=answer.fallback,
         converged=answer.converged,
         voltage_pu=answer.voltage_pu,
         loss_kw=answer.loss_pu * PHASE_BASE_KVA,
     )
-    return _advanced(world, state, energy, n_rounds, outcome), outcome
+    return _advanced(world, state, energy, outcome), outcome
 
 
 def prepared_demand(world: MarketWorld, state: MarketState) -> Demand:
@@ -197,9 +212,7 @@ def prepared_demand(world: MarketWorld, state: MarketState) -> Demand:
     return Demand(np.ascontiguousarray(world.days.ev_kw[state.day, state.slot]), retail)
 
 
-def _advanced(
-    world: MarketWorld, state: MarketState, energy_kwh: FloatArray, n_rounds: IntArray, outcome: MarketOutcome
-) -> MarketState:
+def _advanced(world: MarketWorld, state: MarketState, energy_kwh: FloatArray, outcome: MarketOutcome) -> MarketState:
     """The state of the next slot: what was published to all, and to each station its own."""
     voltage = outcome.voltage_pu
     if not outcome.converged.all():  # a collapsed flow is no start for the next one: the row starts flat again
@@ -215,7 +228,7 @@ def _advanced(
         position_kw=outcome.position_kw,
         accepted_kw=outcome.accepted_kw,
         cap_kw=outcome.cap_kw,
-        n_rounds=n_rounds,
+        n_rounds=outcome.n_rounds,
     )
 
 
@@ -266,8 +279,32 @@ def _checked(world: MarketWorld, state: MarketState, action: MarketAction) -> Ma
     tariffs = (world.days.import_eur_per_kwh, world.days.export_eur_per_kwh, world.rules.network_fee_eur_per_kwh)
     same_shape = wish.shape == ask.shape == state.energy_kwh.shape
     if same_shape and kernels.is_playable(*tariffs, state.day, state.slot, wish, ask):
-        return MarketAction(wish, ask)
+        talked = _checked_talks(state, action) if action.cap_kw is not None or action.n_rounds is not None else ()
+        return MarketAction(wish, ask, *talked)
     return _refused(world, state, action)
+
+
+def _checked_talks(state: MarketState, action: MarketAction) -> tuple[FloatArray | None, IntArray | None]:
+    """Caps and rounds of an action.
+
+    Raises:
+        DataError: another shape, a cap that is negative or not a number, a negative number of rounds.
+    """
+    cap, rounds = action.cap_kw, action.n_rounds
+    if cap is not None:
+        cap = np.array(cap, dtype=np.float64, order="C")
+        if cap.shape != state.energy_kwh.shape or not (cap >= 0.0).all():
+            raise DataError(
+                f"action.cap_kw must have shape (B, S) = {state.energy_kwh.shape} and be >= 0, infinite where there is "
+                f"no cap, got shape {cap.shape}, least {cap.min(initial=np.inf)}"
+            )
+    if rounds is not None:
+        rounds = np.array(rounds, dtype=np.int64)
+        if rounds.shape != state.slot.shape or rounds.min(initial=0) < 0:
+            raise DataError(
+                f"action.n_rounds must have shape (B,) = {state.slot.shape} and be >= 0, got {rounds.tolist()}"
+            )
+    return cap, rounds
 
 
 def _refused(world: MarketWorld, state: MarketState, action: MarketAction) -> MarketAction:
@@ -284,7 +321,7 @@ def _refused(world: MarketWorld, state: MarketState, action: MarketAction) -> Ma
             raise DataError(f"action.{name}[{row}, {station}] must be finite, got {values[row, station]}")
         checked.append(values)
     check_asks(checked[1], *ask_band(world, state), np.ones(checked[1].shape, dtype=np.bool_))
-    return MarketAction(*checked)
+    return replace(action, storage_kw=checked[0], ask_eur_per_kwh=checked[1])
 
 
 def ask_band(world: MarketWorld, state: MarketState) -> tuple[FloatArray, FloatArray]:

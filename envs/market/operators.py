@@ -77,7 +77,8 @@ def make_grid(
 class Answer(NamedTuple):
     """What an operator fills, row by row: cap_kw (B, S), infinite without a cap; adjusted_kw (B, S); factor (B,);
     n_extra_flows (B,), negative where even the base load breaks the limits; voltage_pu (B, N, 3), loss_pu (B,),
-    n_sweeps (B,), negative where the power flow did not converge."""
+    n_sweeps (B,), negative where the power flow did not converge; fallback (B,), where a safer answer than the
+    operator's own had to do."""
 
     cap_kw: FloatArray
     adjusted_kw: FloatArray
@@ -86,6 +87,7 @@ class Answer(NamedTuple):
     voltage_pu: ComplexArray
     loss_pu: FloatArray
     n_sweeps: IntArray
+    fallback: BoolArray
 
     @property
     def converged(self) -> BoolArray:
@@ -106,6 +108,7 @@ def empty_answer(n_rows: int, n_stations: int, n_buses: int) -> Answer:
         voltage_pu=np.empty((n_rows, n_buses, 3), dtype=np.complex128),
         loss_pu=np.zeros(n_rows),
         n_sweeps=np.zeros(n_rows, dtype=np.int64),
+        fallback=np.zeros(n_rows, dtype=np.bool_),
     )
 
 
@@ -189,6 +192,36 @@ class ProRata:
         written = (into.adjusted_kw, into.cap_kw, into.factor, into.n_extra_flows)
         arrays: tuple[Any, ...] = (*grid.network, grid.row_current_a, *ready, *bounds, *own, *written)
         adjust_rows(first, stop, *arrays)
+
+
+@dataclass(frozen=True, eq=False)
+class AgreedCaps:
+    """Caps (B, S) that stand already, infinite where there is none, and behind them another operator."""
+
+    operator: Operator
+    cap_kw: FloatArray
+
+    @property
+    def in_threads(self) -> bool:
+        """That of the operator behind."""
+        return self.operator.in_threads
+
+    def answer(
+        self,
+        first: int,
+        stop: int,
+        grid: Grid,
+        at: IntArray,
+        position_kw: FloatArray,
+        start_pu: ComplexArray,
+        into: Answer,
+    ) -> None:
+        """See `Operator`."""
+        rows, capped = slice(first, stop), position_kw.copy()
+        capped[rows] = np.clip(position_kw[rows], -self.cap_kw[rows], self.cap_kw[rows])
+        self.operator.answer(first, stop, grid, at, capped, start_pu, into)
+        binding = np.abs(position_kw[rows]) > self.cap_kw[rows]
+        into.cap_kw[rows] = np.minimum(into.cap_kw[rows], np.where(binding, self.cap_kw[rows], np.inf))
 
 
 PRO_RATA: Final = ProRata()

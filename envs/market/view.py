@@ -112,7 +112,7 @@ def _planning(world: MarketWorld, state: MarketState) -> tuple[OwnPlan, tuple[An
     unknown = ((rows < 0) & (state.slot < N_SLOTS)).nonzero()[0]
     fresh = np.empty((len(unknown), shape[1], world.days.pv_kw.shape[1] + 1, N_ENERGIES))
     if len(unknown):
-        seen = view(world, _some(state, unknown))
+        seen = view(world, some_rows(state, unknown))
         series = [frozen(x) for x in (seen.import_eur_per_kwh, seen.export_eur_per_kwh, seen.pv_kw, seen.ev_kw)]
         arguments = (world.assets, *series, frozen(seen.slot.copy()), fresh)
         run_rows(plan_rows, len(unknown), arguments, parallel_from=8)
@@ -124,7 +124,8 @@ def _planning(world: MarketWorld, state: MarketState) -> tuple[OwnPlan, tuple[An
     return plan, (*known, rows, world.value_eur, fresh, *written)
 
 
-def _some(state: MarketState, rows: IntArray) -> MarketState:
+def some_rows(state: MarketState, rows: IntArray) -> MarketState:
+    """The state of some of its rows."""
     return MarketState(**{name: getattr(state, name)[rows] for name in MarketState.__dataclass_fields__})
 
 

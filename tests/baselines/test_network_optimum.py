@@ -1,6 +1,7 @@
 """The network-constrained optimum: against enumeration and the whole programme, under limits that bind, and shipped."""
 
 import itertools
+import re
 import time
 from dataclasses import replace
 from typing import Any
@@ -29,6 +30,7 @@ from evcs_gym.baselines.forms.network import Tightness, whole_form
 from evcs_gym.baselines.market_network import NetworkSolution, caps_of, solve_market_network
 from evcs_gym.baselines.problems.market import MarketPlan, energies_kwh
 from evcs_gym.baselines.problems.network import (
+    LIMIT_NAMES,
     NetworkPlan,
     NetworkProblem,
     check,
@@ -38,13 +40,16 @@ from evcs_gym.baselines.problems.network import (
     network_problem,
     plan_excess,
     position_kw,
+    position_range_kw,
     storage_range_kw,
+    worst_places,
 )
 from evcs_gym.baselines.solvers import Result, Status, compile_model, solve_second_order
 from evcs_gym.envs import Day, Scenario, load_scenario
 from evcs_gym.envs.errors import ConfigError, ConvergenceError, InfeasibleError
 from evcs_gym.envs.grid import load_feeder
 from evcs_gym.envs.grid.devices import CapacitorBank, Devices, Oltc
+from evcs_gym.envs.grid.operator import Limits
 from evcs_gym.envs.types import FloatArray
 
 LIMIT_S = 60.0
@@ -361,14 +366,55 @@ def test_plans_that_break_the_order_or_stand_where_the_base_load_fails_are_refus
         check(none, replace(plan, devices=np.array([2, 2, 2])))
 
 
-def test_a_network_without_any_possible_position_says_in_which_slots() -> None:
-    """A cut that no position keeps."""
+def narrowed(problem: NetworkProblem, bus: int, **change: float) -> NetworkProblem:
+    """Limits of one bus in slot 1 that are not the effective ones."""
+    limits = {name: np.array(getattr(problem.limits, name)) for name in Limits.__dataclass_fields__}
+    for name, value in change.items():
+        limits[name][1, bus] = value
+    return replace(problem, limits=Limits(**limits))
+
+
+@pytest.mark.parametrize(
+    ("problem", "kind", "bus"),
+    [
+        (narrowed(hungry(), 2, vmin_pu=0.999), 0, 2),
+        (narrowed(sunny(), 2, vmax_pu=0.93), 1, 2),
+        (narrowed(hungry(), 1, current_a=5.0), 2, 1),
+    ],
+)
+def test_an_infeasible_network_is_named_with_limit_slot_bus_and_size(
+    problem: NetworkProblem, kind: int, bus: int
+) -> None:
+    """The size is the least that a grid of positions leaves on the power flow."""
+    with pytest.raises(InfeasibleError, match=r"no positions of the stations .* with the least excess") as refused:
+        own_plan(search_of(problem))
+    name, unit = LIMIT_NAMES[kind].rsplit("_", maxsplit=1)
+    said = re.findall(rf"there is {name} of ([\d.]+) {unit} at bus {bus} in slot 1; widen", str(refused.value))
+    least, largest = position_range_kw(problem)
+    steps = [np.linspace(least[1, s], largest[1, s], n) for s, n in ((0, 9), (1, 41))]
+    left = [plan_excess(problem, plan_at(problem, np.array([pair] * 3)))[1, kind] for pair in itertools.product(*steps)]
+    assert float(said[0]) == pytest.approx(min(left), rel=0.02, abs=1e-3)
+
+
+def test_cuts_that_contradict_each_other_but_not_the_power_flow_are_refreshed() -> None:
+    """A cut that no position keeps, and no limit behind it."""
     problem = sunny()
-    search = search_of(problem)
+    search, plan = search_of(problem), own_plan(search_of(problem))
     n_shared = day_matrices(problem, problem.admissible).shared.shape[1]
     search.plan_cuts = [Cut(1, np.zeros(0), np.zeros(0), 1.0, np.full(n_shared, 1e-9))]
-    with pytest.raises(InfeasibleError, match=r"no positions of the stations keep the network's limits .* slots \[1\]"):
-        find_plan(search, problem.admissible)
+    found = find_plan(search, problem.admissible)
+    assert found is not None
+    assert cost_eur(problem, found) == pytest.approx(cost_eur(problem, plan), abs=1e-3)
+
+
+def test_the_nearest_limit_has_a_place() -> None:
+    """Sun at the end of the line: the upper voltage limit of bus 2 holds the plan."""
+    problem = sunny()
+    plan = own_plan(search_of(problem))
+    nearest = {place.limit: place for place in worst_places(problem, plan)}
+    assert (nearest["overvoltage_pu"].bus, abs(nearest["overvoltage_pu"].excess) < 1e-5) == (2, True)
+    largest = plan_excess(problem, plan).max(axis=0)
+    assert [nearest[n].excess for n in LIMIT_NAMES if n in nearest] == pytest.approx(largest[np.isfinite(largest)])
 
 
 def test_a_position_without_power_flow_is_named() -> None:

@@ -97,12 +97,36 @@ def test_version_is_that_of_the_distribution() -> None:
 
 def test_no_command_shows_the_commands() -> None:
     result = run()
-    for name in ("doctor", "speed", "solve", "bounds", "train", "watch", "compare", "demo", "scenario", "city"):
+    for name in (
+        "doctor",
+        "speed",
+        "solve",
+        "bounds",
+        "train",
+        "watch",
+        "compare",
+        "demo",
+        "scenario",
+        "city",
+        "rounds",
+    ):
         assert name in result.output
 
 
 def test_every_command_explains_itself() -> None:
-    for name in ("doctor", "speed", "solve", "bounds", "train", "watch", "compare", "demo", "scenario", "city"):
+    for name in (
+        "doctor",
+        "speed",
+        "solve",
+        "bounds",
+        "train",
+        "watch",
+        "compare",
+        "demo",
+        "scenario",
+        "city",
+        "rounds",
+    ):
         result = run(name, "--help")
         assert result.exit_code == 0
         assert "Usage" in result.output

@@ -8,8 +8,11 @@ import pytest
 import yaml
 from rich.console import Console
 
+from evcs_gym.baselines import operator_misocp
+from evcs_gym.baselines.operator_misocp import MISOCP
 from evcs_gym.baselines.registry import make_rule
 from evcs_gym.baselines.score import rollout
+from evcs_gym.baselines.score_market import market_rollout
 from evcs_gym.envs import Scenario, load_scenario
 from evcs_gym.envs.errors import ConfigError, DataError
 from evcs_gym.envs.market.prepare import market_world
@@ -93,6 +96,24 @@ def test_costs_and_profits_are_the_rollouts(compared: Comparison, city: Scenario
     np.testing.assert_allclose(market_of(truthful).profit_eur[0], result.profit_eur)
     np.testing.assert_allclose(result.profit_eur.sum(axis=1), result.income_eur - result.cost_eur)
     assert truthful.violation_pu is None
+
+
+def test_planners_are_compared_by_name_and_what_is_done_is_kept(city: Scenario, tmp_path: Path) -> None:
+    """An interruption loses the policy that was playing, none before it."""
+
+    def interrupt(what: str, *_: int) -> None:
+        if what == "playing idle":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        compare("market", ["receding_horizon", "four_stage", "idle"], 1, "test", city, tmp_path, listener=interrupt)
+    kept = read_json(tmp_path / "comparison.json")
+    assert ([result.label for result in kept.results], kept.complete) == (["receding_horizon", "four_stage"], False)
+    assert kept.below_bound() == ()
+    together, alone = kept.results
+    assert together.captured > 0.9 > alone.captured
+    assert together.ms_per_decision is not None
+    assert together.ms_per_decision > 0.0
 
 
 def test_a_learned_policy_has_a_row_for_each_seed(compared: Comparison, run: Path) -> None:
@@ -188,3 +209,24 @@ def test_a_trace_of_another_length_or_with_nan_is_refused(part: Part, name: str)
         bad = {label: wrong(array) for label, array in values.items()} if isinstance(values, dict) else wrong(values)
         with pytest.raises(DataError, match=f"MarketTrace: {name}.*{words}"):
             MarketTrace(**{**trace.__dict__, name: bad})
+
+
+def test_another_operator_says_so_and_marks_what_it_could_not_do(
+    city: Scenario, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Test day 1: the stations' own plans break a limit in two slots."""
+    monkeypatch.setattr(operator_misocp, "_programme", lambda *_: None)
+    compared = compare("market", ["dp_truthful"], 2, operator="misocp")
+    assert compared.notes == ("The network's operator is misocp.",)
+    assert compared.results[0].note == "the operator fell back to pro_rata in 2 slots"
+    monkeypatch.undo()
+    compared = compare("market", ["dp_truthful"], 2, operator="misocp")
+    world, rule = market_world(city, city.days((0, 1), "test")), make_rule("dp_truthful", "market")
+    assert compared.results[0].cost_eur[0] == tuple(market_rollout(world, rule, MISOCP).cost_eur.tolist())
+    assert compared.results[0].note == ""
+    assert market_of(compared.results[0]).n_capped_slots == ((0, 2),)
+
+
+def test_operators_are_for_the_market() -> None:
+    with pytest.raises(ConfigError, match=r"operator is for the market, whose network caps stations, got 'misocp'"):
+        compare("normal_charging", ["charge_on_arrival"], 1, operator="misocp")

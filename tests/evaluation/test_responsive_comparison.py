@@ -151,3 +151,10 @@ def test_without_responsive_demand_there_are_no_retail_prices() -> None:
     done = CliRunner().invoke(cli.app, ["compare", "market", "--retail", "own", "idle"])
     assert done.exit_code == cli.EXIT_ERROR
     assert "--retail needs a scenario of the market with responsive_demand" in " ".join(done.stderr.split())
+
+
+def test_where_drivers_respond_there_is_one_operator(path: Path) -> None:
+    asked = ["compare", "market", "--scenario", str(path), "--operator", "misocp", "idle"]
+    done = CliRunner().invoke(cli.app, asked)
+    assert done.exit_code == cli.EXIT_ERROR
+    assert "where drivers respond the operator is pro_rata, got 'misocp'" in " ".join(done.stderr.split())

@@ -471,3 +471,41 @@ def test_a_feeder_with_equipment_is_held_to_its_limits_too() -> None:
             assert getattr(other, field) == pytest.approx(getattr(one, field), rel=1e-5), field
         assert other.voltage_pu == pytest.approx(one.voltage_pu, abs=1e-6)
     assert np.isfinite(done["equipped"][0].cap_kw).any()
+
+
+# --- caps that stations bring with them -------------------------------------------------------------------------
+
+
+def test_caps_agreed_on_before_the_slot_bind_like_the_operators_and_before_it() -> None:
+    """80 kW of sun under an agreed cap of 20: 50 kW into the storage, 10 curtailed. A wider cap does nothing."""
+    world = small_world(stations(2), pv_kw=[80.0, 30.0])
+    state = initial_state(world, np.array([0]))
+    action = MarketAction(np.zeros((1, 2)), asks(world, state), np.array([[20.0, 40.0]]), np.array([3]))
+    for operator in (PRO_RATA, NO_OPERATOR):
+        after, done = step(world, state, action, operator)
+        assert done.position_kw.tolist() == [[20.0, 30.0]]
+        assert (done.moved_kw[0, 0], done.curtailed_kw[0, 0]) == pytest.approx((50.0, 10.0))
+        assert done.cap_kw.tolist() == after.cap_kw.tolist() == [[20.0, np.inf]]
+        assert done.n_rounds.tolist() == after.n_rounds.tolist() == [3]
+
+
+def test_behind_agreed_caps_the_operator_still_holds_the_limits() -> None:
+    world = small_world(stations(2, connection_kw=1e4), feeder=line(2, resistance_ohm=5.0), ev_kw=[0.0, 3000.0])
+    state = initial_state(world, np.array([0]))
+    caps = np.array([[np.inf, 2900.0]])
+    free = step(world, state, MarketAction(np.zeros((1, 2)), asks(world, state)))[1]
+    held = step(world, state, MarketAction(np.zeros((1, 2)), asks(world, state), caps))[1]
+    assert free.cap_kw[0, 1] < 2900.0
+    assert held.cap_kw == pytest.approx(free.cap_kw, rel=1e-3)  # the search for the factor begins elsewhere
+    assert held.n_rounds.tolist() == free.n_rounds.tolist() == [1]
+
+
+def test_caps_and_rounds_that_cannot_be_are_refused() -> None:
+    world = small_world(stations(2))
+    state = initial_state(world, np.array([0]))
+    wish, ask = np.zeros((1, 2)), asks(world, state)
+    for caps in (np.array([[-1.0, 5.0]]), np.array([[np.nan, 5.0]]), np.array([5.0, 5.0])):
+        with pytest.raises(DataError, match=r"action.cap_kw must have shape \(B, S\) = \(1, 2\) and be >= 0"):
+            step(world, state, MarketAction(wish, ask, caps))
+    with pytest.raises(DataError, match=r"action.n_rounds must have shape \(B,\) = \(1,\) and be >= 0, got \[-1\]"):
+        step(world, state, MarketAction(wish, ask, n_rounds=np.array([-1])))
