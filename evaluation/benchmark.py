@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from evcs_gym.baselines.problems.best_response import refuse_other_rules
 from evcs_gym.baselines.registry import make_operator
 from evcs_gym.envs import Scenario, load_scenario
 from evcs_gym.envs.errors import ConfigError
@@ -112,6 +113,7 @@ def compare(
     relative_gap: float = 1e-3,
     listener: Listener = lambda _what, _done, _all: None,
     operator: str = DEFAULT_OPERATOR,
+    n_exploit: int = 0,
 ) -> Comparison:
     """Play every policy on the same days and score it between the naive rule (0) and the proven bound (1).
 
@@ -124,12 +126,14 @@ def compare(
             report.html, written at the end.
         relative_gap: asked of the exact optimum.
         operator: of the market's network, one of `evcs_gym.baselines.registry.OPERATORS`.
+        n_exploit: in the market, days on which every station's best response is found too; seconds for each.
 
     Raises:
-        ConfigError: an unknown problem, policy or split, no day, or a run folder without a model; before anything is
-            solved. DataError: a broken run folder, or an ``out`` that cannot be written. SolverError: no solver.
+        ConfigError: an unknown problem, policy or split, no day, a run folder without a model, or best responses that
+            the problem, its price rule or the days do not allow; before anything is solved. DataError: a broken run
+            folder, or an ``out`` that cannot be written. SolverError: no solver.
     """
-    part = compare_part(problem, policies, n_days, split, scenario, out, relative_gap, listener, operator)
+    part = compare_part(problem, policies, n_days, split, scenario, out, relative_gap, listener, operator, n_exploit)
     if out is not None:
         write_parts(out / "report.html", [part])
     return part.comparison
@@ -145,6 +149,7 @@ def compare_part(
     relative_gap: float = 1e-3,
     listener: Listener = lambda _what, _done, _all: None,
     operator: str = DEFAULT_OPERATOR,
+    n_exploit: int = 0,
 ) -> Part:
     """`compare` with what a report draws, which is left to the caller; an older report in ``out`` is removed."""
     name, game = game_of(problem)
@@ -153,6 +158,7 @@ def compare_part(
     network = make_operator(operator)
     check_policies(policies, game)
     world = scenario if isinstance(scenario, Scenario) else load_scenario(scenario or game.scenario)
+    _check_exploit(game, world, n_exploit, n_days)
     runs = load_runs(policies, world, name)
     contest = prepare(game, world, n_days, split, relative_gap, listener, network)
     comparison = _empty(name, contest, relative_gap, runs, operator)
@@ -161,12 +167,25 @@ def compare_part(
         listener(f"playing {policy}", number, len(policies))
         with one_thread():
             played.append(replace(game.play(contest, policy, runs), curve=_curve(runs.get(policy))))
+        if game.exploit is not None and n_exploit:
+            left = game.exploit(contest, policy, runs, n_exploit, listener)
+            played[-1].result = played[-1].result.model_copy(update={"exploit": left})
         comparison = comparison.with_result(played[-1].result, complete=number + 1 == len(policies))
         if out is not None:
             _store(out, comparison)
             (out / "report.html").unlink(missing_ok=True)  # it would not belong to the numbers beside it
     listener("done", len(policies), len(policies))
     return _part(comparison, contest, game, played)
+
+
+def _check_exploit(game: Game, scenario: Scenario, n_exploit: int, n_days: int) -> None:
+    if not n_exploit:
+        return
+    if game.exploit is None:
+        raise ConfigError("compare: best responses need stations that bid; leave exploit out, or compare the market")
+    if not 0 < n_exploit <= n_days:
+        raise ConfigError(f"compare: exploit must be a number of days from 1 to {n_days}, got {n_exploit}")
+    refuse_other_rules(scenario.market.rule)
 
 
 def _empty(

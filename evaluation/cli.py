@@ -406,6 +406,9 @@ def compare(
         list[str] | None,
         typer.Option(help="Where drivers respond: a rule for retail prices, may be repeated.", show_default="own"),
     ] = None,
+    exploit: Annotated[
+        int, typer.Option(min=0, help="Market: on this many of the days, each station's best response too.")
+    ] = 0,
     operator: Annotated[str, typer.Option(help="Of the market's network: pro_rata, misocp or none.")] = "pro_rata",
     as_json: Json = False,
 ) -> None:
@@ -417,11 +420,13 @@ def compare(
     from evcs_gym.envs.errors import ConfigError
     from evcs_gym.evaluation import benchmark
     from evcs_gym.evaluation.records import as_json as json_of
-    from evcs_gym.evaluation.report import profit_table, rich_table
+    from evcs_gym.evaluation.report import exploit_summaries, exploit_table, profit_table, rich_table
 
     if problem == "market" and scenario is not None:
         city = _load_scenario(scenario)
         if city.responsive_spec is not None:
+            if exploit:
+                raise ConfigError("compare: --exploit needs a market whose drivers do not respond; leave it out")
             if operator != benchmark.DEFAULT_OPERATOR:
                 raise ConfigError(f"compare: where drivers respond the operator is pro_rata, got {operator!r}")
             _compare_responsive(city, policies, retail, days, split, out, as_json)
@@ -429,6 +434,7 @@ def compare(
     if retail:
         raise ConfigError("compare: --retail needs a scenario of the market with responsive_demand; leave it out")
     options: dict[str, Any] = {"n_days": days, "split": split.value, "scenario": scenario, "out": out}
+    options["n_exploit"] = exploit
     options["operator"] = operator
     with _quiet_stdout(), _StageProgress(console=_stderr()) as progress:
         comparison = benchmark.compare(problem, policies, **options, listener=progress.show)
@@ -438,6 +444,8 @@ def compare(
         _stdout().print(rich_table(comparison))
         if comparison.stations:
             _stdout().print(profit_table(comparison))
+        if exploit:
+            _stdout().print(exploit_table(exploit_summaries(comparison)))
     if out is not None:
         _stderr().print(f"report: {out / 'report.html'}", soft_wrap=True)
 
@@ -464,6 +472,35 @@ def _compare_responsive(
             _stdout().print(table)
     if out is not None:
         _stderr().print(f"report: {out / 'report.html'}", soft_wrap=True)
+
+
+@app.command()
+def exploit(
+    policy: Annotated[str, typer.Argument(help="A rule of the market, 'optimum' or a run folder.")],
+    days: Annotated[int, typer.Option(min=1, help="How many days: the seeds 0 to N-1.")] = 10,
+    split: SplitName = Split.test,
+    scenario: ScenarioName = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for exploit.json.", show_default="runs/exploit/ and the policy's name")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Find every station's best response to what the others bid; a search that was interrupted goes on."""
+    from evcs_gym.evaluation import exploit as search
+    from evcs_gym.evaluation.exploitability import summary
+    from evcs_gym.evaluation.report import exploit_table
+
+    world = _load_scenario(scenario or DEFAULT_SCENARIOS["market"])
+    folder = out or Path("runs") / "exploit" / Path(policy).name
+    with _quiet_stdout(), _StageProgress(console=_stderr()) as progress:
+        found = search.exploit(policy, world, days, split.value, folder, progress.show)
+    known = summary(found.days)
+    if as_json:
+        _print_json({**found.model_dump(mode="json"), "summary": known.as_dict()})
+    else:
+        _stdout().print(search.station_table(found))
+        _stdout().print(exploit_table({policy: known}))
+    _stderr().print(f"numbers: {folder / search.EXPLOIT_FILE}", soft_wrap=True)
 
 
 @app.command()

@@ -11,7 +11,7 @@ from evcs_gym.envs import Day, Scenario
 from evcs_gym.envs.errors import ConfigError
 from evcs_gym.envs.market.operators import PRO_RATA, Operator
 from evcs_gym.envs.types import FloatArray
-from evcs_gym.evaluation.records import Kind, PolicyResult, TrainingCurve
+from evcs_gym.evaluation.records import ExploitDay, Kind, PolicyResult, TrainingCurve
 from evcs_gym.training.checkpoint import RUN_FILE, RunInfo, read_run
 from evcs_gym.training.config import ProblemName
 from evcs_gym.training.train import load_policy
@@ -123,6 +123,7 @@ class Game:
     play only where they are asked for. plans: names of policies that come from the exact plan. bound_label: what scores
     1. solve: one day exactly. world: of days. naive: cost of the naive rule on a world under an operator, (D,). play:
     one policy on a contest; runs hold the learned ones. trace: figures' data of the policies shown.
+    exploit: best responses to a policy on the first days, where stations bid.
     """
 
     scenario: str
@@ -137,6 +138,7 @@ class Game:
     play: Callable[[Contest, str, Mapping[str, Run]], Played]
     trace: Callable[[Contest, Sequence[Played]], Any]
     stations: Callable[[Contest], tuple[str, ...]] = lambda _contest: ()
+    exploit: Callable[[Contest, str, Mapping[str, Run], int, Listener], tuple[ExploitDay, ...]] | None = None
     planners: tuple[str, ...] = ()
 
     @property

@@ -18,8 +18,8 @@ from evcs_gym.envs.market.operators import Operator
 from evcs_gym.envs.market.prepare import market_world
 from evcs_gym.envs.types import FloatArray
 from evcs_gym.envs.units import DAY_START_HOUR, MS_PER_S, N_SLOTS, SLOT_H
-from evcs_gym.evaluation.contest import OPTIMUM, Contest, Game, Played, Run
-from evcs_gym.evaluation.records import Kind, MarketResult, MarketTrace, PolicyResult, policy_result
+from evcs_gym.evaluation.contest import OPTIMUM, Contest, Game, Listener, Played, Run
+from evcs_gym.evaluation.records import ExploitDay, Kind, MarketResult, MarketTrace, PolicyResult, policy_result
 from evcs_gym.training.market import refuse_answering_drivers
 
 if TYPE_CHECKING:
@@ -175,6 +175,14 @@ def _trace(contest: Contest, played: Sequence[Played]) -> MarketTrace:
     )
 
 
+def _exploit(
+    contest: Contest, name: str, runs: Mapping[str, Run], n_days: int, listener: Listener
+) -> tuple[ExploitDay, ...]:
+    from evcs_gym.evaluation.exploit import contest_days  # Pyomo takes half a second
+
+    return contest_days(contest, name, runs.get(name), n_days, listener)
+
+
 MARKET = Game(
     scenario=DEFAULT_SCENARIO,
     naive_label=NAIVE_RULE,
@@ -189,4 +197,5 @@ MARKET = Game(
     play=_play,
     trace=_trace,
     stations=lambda contest: contest.scenario.stations.name,
+    exploit=_exploit,
 )

@@ -74,6 +74,39 @@ class MarketResult(Record):
         return tuple(np.mean(self.profit_eur, axis=(0, 1)).tolist())
 
 
+class ExploitDay(Record):
+    """What each station could have earned more on one day, (S,) [EUR], if the others had bid as they did.
+
+    training_seed: None for rules. played_eur: profit as played, without operator. storage_eur: regret under the asks it
+    had; strategic_eur: what other asks add. storage_open_eur, open_eur: what is not proven of the best profit under its
+    asks, and of the best profit; the strategic part lies between strategic - storage_open and strategic + open.
+    replay_error_eur: profit of the best response in the environment less the programme's, others hold back as they must
+    there. operated_gain_eur: what the response brings in the environment with the operator.
+    community_eur, optimum_eur: what the community paid, and pays in the cooperative optimum, both without operator.
+    traded_kwh; markup_eur: volume x (price - competitive price); competitive_eur: volume x competitive price, which is
+    that of the same offers at asks that cover the sellers' costs. n_competition_slots, n_pivotal_slots: slots in which
+    several sellers offer more than is asked for, and of those in which one of them cannot be done without.
+    """
+
+    training_seed: int | None
+    day_seed: int
+    played_eur: tuple[float, ...]
+    storage_eur: tuple[float, ...]
+    strategic_eur: tuple[float, ...]
+    storage_open_eur: tuple[float, ...]
+    open_eur: tuple[float, ...]
+    replay_error_eur: tuple[float, ...]
+    operated_gain_eur: tuple[float, ...]
+    community_eur: float
+    optimum_eur: float
+    traded_kwh: float
+    markup_eur: float
+    competitive_eur: float
+    n_competition_slots: int
+    n_pivotal_slots: int
+    seconds: float
+
+
 class PolicyResult(Record):
     """One policy on the days of a comparison. Rows are training seeds (one row for rules and the optimum).
 
@@ -85,7 +118,7 @@ class PolicyResult(Record):
     unmet_kwh: (n_seeds, n_days) energy that could have been charged and was not [kWh, grid side]. ms_per_decision:
     wall time of one decision of all buses [ms], None where none was measured. relative_gap: (n_days,) certified gap
     of the solved programme; only for the optimum. note: one line for the report, such as how a learned policy was
-    started.
+    started. exploit: best responses on some of the days, where they were asked for.
     """
 
     label: str
@@ -103,6 +136,7 @@ class PolicyResult(Record):
     relative_gap: tuple[float, ...] | None = None
     note: str = ""
     market: MarketResult | None = None
+    exploit: tuple[ExploitDay, ...] = ()
 
     @model_validator(mode="after")
     def _same_shapes(self) -> Self:
@@ -372,19 +406,25 @@ def read_json(path: Path) -> Comparison:
     Raises:
         DataError: the file is missing, is not strict JSON or is not a comparison.
     """
-    return validated(Comparison, _strict_json(path), str(path))
+    return validated(Comparison, strict_json(path), str(path))
 
 
-def _strict_json(path: Path) -> object:
+def strict_json(path: Path, command: str = "compare") -> object:
+    """Content of a JSON file that a command wrote.
+
+    Raises:
+        DataError: the file is missing or is not strict JSON.
+    """
+
     def refuse(constant: str) -> NoReturn:
         raise ValueError(f"{constant} is not JSON")
 
     try:
         return json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); run 'evcs-gym compare' first") from error
+        raise DataError(f"{path}: cannot be read ({error.strerror}); run 'evcs-gym {command}' first") from error
     except ValueError as error:
-        raise DataError(f"{path}: must be strict JSON ({error}); run 'evcs-gym compare' again") from error
+        raise DataError(f"{path}: must be strict JSON ({error}); run 'evcs-gym {command}' again") from error
 
 
 class DayRow(Record):

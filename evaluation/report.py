@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from evcs_gym.evaluation import figures, statistics
+from evcs_gym.evaluation.exploitability import ExploitSummary, summary
 from evcs_gym.evaluation.records import (
     Comparison,
     DayTrace,
@@ -190,6 +191,61 @@ def profit_table(comparison: Comparison) -> Table:
     for row in profit_rows(comparison):
         table.add_row(*(Text(cell) for cell in row))
     return table
+
+
+def exploit_table(summaries: Mapping[str, ExploitSummary]) -> Table:
+    """Exploitability, mark-up and price of anarchy of policies, for the terminal."""
+    table = empty_table("Best responses, EUR/day")
+    words = (
+        "largest and mean strategic part of a station; mark-up over the competitive price, EUR/kWh; price of anarchy; "
+        "slots with a pivotal seller, % of those with competition; mean replay error"
+    )
+    table.caption, table.caption_justify = Text(words), "left"
+    for name in ("policy", "largest", "mean (95 %)", "mark-up", "anarchy (95 %)", "pivotal", "replay"):
+        table.add_column(name, justify="left" if name == "policy" else "right", no_wrap=name != "policy")
+    for label, known in summaries.items():
+        table.add_row(Text(label), *exploit_cells(known))
+    return table
+
+
+def exploit_cells(known: ExploitSummary) -> tuple[str, ...]:
+    """The numbers of `exploit_table` as they are printed."""
+    return (
+        f"{known.largest_eur:.2f}",
+        interval_words(known.mean_eur),
+        MISSING if known.markup_eur_per_kwh is None else f"{known.markup_eur_per_kwh:.4f}",
+        interval_words(known.anarchy_eur),
+        MISSING if known.pivotal_frac is None else f"{100.0 * known.pivotal_frac:.0f}",
+        f"{known.mean_replay_error_eur:.2f}",
+    )
+
+
+def exploit_summaries(comparison: Comparison) -> dict[str, ExploitSummary]:
+    """By label, from the best captured share to the worst, of the policies for which best responses were asked."""
+    best_first = sorted(comparison.results, key=lambda result: -result.captured)
+    return {result.label: summary(result.exploit) for result in best_first if result.exploit}
+
+
+def exploit_rows(comparison: Comparison) -> list[tuple[str, ...]]:
+    """(label, numbers of `exploit_cells`, strategic part of each station) of each policy."""
+    return [
+        (label, *exploit_cells(known), *(f"{estimate.value:.2f}" for estimate in known.strategic_eur))
+        for label, known in exploit_summaries(comparison).items()
+    ]
+
+
+def empty_table(title: str) -> Table:
+    """A table for the terminal."""
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, title_style="bold")
+    table.title, table.title_justify = Text(title), "left"
+    return table
+
+
+def interval_words(estimate: statistics.Estimate) -> str:
+    """A mean with its interval, where there is one."""
+    if estimate.low is None or estimate.high is None:
+        return f"{estimate.value:.2f}"
+    return f"{estimate.value:.2f} ({estimate.low:.1f} to {estimate.high:.1f})"
 
 
 def common_start(names: Sequence[str]) -> str:
@@ -406,6 +462,7 @@ def _shown(part: Part, prefix: str) -> dict[str, Any]:
         "bound_eur": f"{np.mean(comparison.lower_bound_eur):.2f}",
         "rows": table_rows(comparison),
         "profits": profit_rows(comparison),
+        "exploits": exploit_rows(comparison),
         "clean": clean_rows(comparison),
         "notes": honest_notes(comparison),
         "provenance": provenance_rows(comparison.provenance, comparison),
