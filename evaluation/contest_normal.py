@@ -8,7 +8,7 @@ import numpy as np
 
 from evcs_gym.baselines.open_loop import OpenLoop, bus_totals_kw
 from evcs_gym.baselines.policy import Policy
-from evcs_gym.baselines.registry import NAIVE_RULE, RULES, make_rule
+from evcs_gym.baselines.registry import NAIVE_RULE, PLANNERS, RULES, make_rule
 from evcs_gym.baselines.score import Rollout, ms_per_decision, rollout
 from evcs_gym.envs import Day, Scenario
 from evcs_gym.envs.errors import ConfigError
@@ -72,7 +72,7 @@ def _first_day(contest: Contest, policy: Policy) -> FirstDay:
 
 
 def _play_rule(contest: Contest, name: str) -> Played:
-    rule = make_rule(name)
+    rule = make_rule(name, scenario=contest.scenario)
     result = _scored(
         contest, name, "rule", [rollout(contest.world, rule)], ms_per_decision=ms_per_decision(contest.world, rule)
     )
@@ -125,7 +125,7 @@ def _play(contest: Contest, name: str, runs: Mapping[str, Run]) -> Played:
         return _play_optimum(contest)
     if name == OPEN_LOOP:
         return _play_open_loop(contest)
-    return _play_rule(contest, name) if name in RULES else _play_run(contest, name, runs[name])
+    return _play_rule(contest, name) if name in (*RULES, *PLANNERS) else _play_run(contest, name, runs[name])
 
 
 def _trace(contest: Contest, played: Sequence[Played]) -> DayTrace:
@@ -148,7 +148,7 @@ NORMAL_CHARGING = Game(
     scenario=DEFAULT_SCENARIO,
     naive_label=NAIVE_RULE,
     bound_label=BOUND_LABEL,
-    rules=RULES,
+    rules={**RULES, **PLANNERS},
     plans=(OPTIMUM, OPEN_LOOP),
     solve=_solve,
     world=make_world,
