@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from evcs_gym.envs.fleet.needs import SLOT_ROUNDING
 from evcs_gym.envs.fleet.normal import World
 from evcs_gym.envs.fleet.pool import load_pool
 from evcs_gym.envs.types import FloatArray, IntArray, frozen
@@ -58,9 +59,9 @@ def arrivals_of(world: World) -> ExpectedArrivals:
     _, name = np.unique(arrival * N_SLOTS + step, return_inverse=True)
     count = np.bincount(name)
     slot = np.rint(np.bincount(name, arrival) / count).astype(np.int64)
-    until = np.maximum(np.rint(np.bincount(name, departure) / count).astype(np.int64), slot + 1)
-    power_kw = np.bincount(name, power) / world.n_days
-    energy_kwh = np.minimum(np.bincount(name, need) / world.n_days, power_kw * SLOT_H * (until - slot))
+    power_kw, energy_kwh = np.bincount(name, power) / world.n_days, np.bincount(name, need) / world.n_days
+    least_stay = np.ceil(energy_kwh / (power_kw * SLOT_H) - SLOT_ROUNDING).astype(np.int64)
+    until = np.maximum(np.rint(np.bincount(name, departure) / count).astype(np.int64), slot + least_stay)
     share = np.bincount(bus, need, minlength=world.n_buses) / need.sum()
     return ExpectedArrivals(
         arrival_slot=frozen(slot),

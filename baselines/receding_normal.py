@@ -30,6 +30,9 @@ SOLVE_LIMIT_S = 60.0
 SPARE_SEATS_FRAC = 0.5
 """Seats beyond the cars present when a programme is made: making it anew costs a cold start."""
 LEAST_SEATS = 8
+TIE_EUR_PER_KWH = 1e-6
+"""Taken off the price of the present slot: of plans that cost the same the one that charges now is taken, whatever basis
+the solver came from. The day may bring less surplus or more cars than expected."""
 N_BLOCKS = 3
 """Prices of the power of a slot: into the DG surplus, across its end, beyond it."""
 
@@ -90,10 +93,12 @@ class Horizon:
         form = _with_groups(frame, self.arrivals, bus, view, row, cars)
         step_kw = float(view.power_kw[row, cars].mean()) if view.rules.on_off and cars.stop > cars.start else 0.0
         form = _with_blocks(frame, form, view.import_eur_per_kwh[row], net_kw, step_kw, view)
+        now = np.flatnonzero((frame.cell_slot == slot) & (frame.cell_group >= frame.n_classes))
+        form.cost[now] = -TIE_EUR_PER_KWH
         x = self._programmes.solve(bus, form, SOLVE_LIMIT_S)
-        now = (frame.cell_slot == slot) & (frame.cell_group >= frame.n_classes)
+        now_kwh = float(x[now].sum())
         standing_eur = view.rules.omega1_eur_per_kwh * SLOT_H * float(np.abs(net_kw[slot:]).sum())
-        return BusPlan(float(x[: len(now)][now].sum()) / SLOT_H, form.objective(x) + standing_eur)
+        return BusPlan(now_kwh / SLOT_H, form.objective(x) + TIE_EUR_PER_KWH * now_kwh + standing_eur)
 
     def _frame(self, bus: int, n_cars: int) -> _Frame:
         """The loaded programme of a bus with seats for the cars present."""

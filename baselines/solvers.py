@@ -620,7 +620,7 @@ class HotProgrammes:
         """Optimal point (n,) of a loaded programme with the costs, bounds and right sides of ``form``.
 
         Raises:
-            ConfigError: nothing is loaded under the key. DataError: NaN in the programme.
+            ConfigError: nothing is loaded under the key, or a programme with another matrix. DataError: NaN in the programme.
             InfeasibleError: the programme has no feasible point.
             SolverError: the solver died, or ended without an optimum, as when time was over.
         """
@@ -628,6 +628,8 @@ class HotProgrammes:
 
         if key not in self._loaded:
             raise ConfigError(f"no programme is loaded under key {key}; call load first")
+        if form.value is not self._loaded[key].value:
+            raise ConfigError(f"the programme under key {key} must keep its matrix, got another one; load that one")
         _check_numbers(form)
         changes = {name: getattr(form, name) for name in _CHANGEABLE}
         reply = self._ask({"hot": key, "time_limit_s": time_limit_s, **changes}, time_limit_s + KILL_AFTER_S)
@@ -641,12 +643,16 @@ class HotProgrammes:
         if self._child is None:
             self._child = _Worker()
             weakref.finalize(self, self._child.kill)
-        reply = self._child.ask(request, limit_s)
-        if reply is None or reply["status"] == "failed":
-            reason = f"gave no answer within {limit_s:.3g} s" if reply is None else reply["detail"]
-            self._child.kill()
-            self._child, self._loaded = None, {}
-            raise _solver_error(reason)
+        child, clean = self._child, False
+        try:
+            reply = child.ask(request, limit_s)
+            clean = reply is not None and reply["status"] != "failed"
+        finally:
+            if not clean:  # nobody knows what it still holds
+                child.kill()
+                self._child, self._loaded = None, {}
+        if reply is None or not clean:
+            raise _solver_error(f"gave no answer within {limit_s:.3g} s" if reply is None else reply["detail"])
         return reply
 
 
