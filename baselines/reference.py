@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from evcs_gym.envs.scenario import Scenario
 
 BOUND_TIME_LIMIT_S = 120.0
+FAST_BOUND_GAP = 1e-3
+"""Gap at which the bound of fast charging is good enough: its programme has whole cars, closing it all is slow."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +70,10 @@ def lower_bound_eur(scenario: "Scenario", day: "Day", problem: str = "normal_cha
     Raises:
         ConfigError: no policies play in that problem.
     """
+    if problem == "fast_charging":
+        from evcs_gym.baselines.fast_charging import day_bound_eur
+
+        return day_bound_eur(scenario, day, FAST_BOUND_GAP, BOUND_TIME_LIMIT_S)
     if played(problem) == "market":
         from evcs_gym.baselines.market import solve_programme as solve_market_programme
         from evcs_gym.baselines.problems.market import problem_of as market_problem_of

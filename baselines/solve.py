@@ -6,6 +6,7 @@ from evcs_gym.baselines.certificate import Certificate, Solution, SolutionStatus
 from evcs_gym.envs.errors import ConfigError
 
 if TYPE_CHECKING:
+    from evcs_gym.baselines.fast_charging import FastSolution
     from evcs_gym.baselines.market import MarketSolution
     from evcs_gym.baselines.market_network import NetworkSolution
     from evcs_gym.baselines.traffic import TrafficSolution
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PROBLEMS", "Certificate", "Solution", "SolutionStatus", "optimum"]
 
-PROBLEMS = ("normal_charging", "market", "traffic")
+PROBLEMS = ("normal_charging", "market", "traffic", "fast_charging")
 """Problems that `optimum` solves."""
 NETWORKS = ("none", "misocp")
 """What the programme of the market may know of the network."""
@@ -61,12 +62,26 @@ def optimum(
 def optimum(
     scenario: "Scenario",
     day: "Day",
+    problem: Literal["fast_charging"],
+    relative_gap: float = ...,
+    time_limit_s: float = ...,
+    slot: None = ...,
+    network: None = ...,
+    horizon: str | None = ...,
+) -> "FastSolution": ...
+
+
+@overload
+def optimum(
+    scenario: "Scenario",
+    day: "Day",
     problem: str,
     relative_gap: float = ...,
     time_limit_s: float = ...,
     slot: int | None = ...,
     network: str | None = ...,
-) -> "Solution | MarketSolution | NetworkSolution | TrafficSolution": ...
+    horizon: str | None = ...,
+) -> "Solution | MarketSolution | NetworkSolution | TrafficSolution | FastSolution": ...
 
 
 def optimum(
@@ -77,7 +92,8 @@ def optimum(
     time_limit_s: float = 60.0,
     slot: int | None = None,
     network: str | None = None,
-) -> "Solution | MarketSolution | NetworkSolution | TrafficSolution":
+    horizon: str | None = None,
+) -> "Solution | MarketSolution | NetworkSolution | TrafficSolution | FastSolution":
     """Solve a day, or one slot of its traffic, and prove how good the plan is.
 
     Args:
@@ -89,11 +105,13 @@ def optimum(
         slot: of the day, for traffic.
         network: what the market's programme knows of the network, one of `NETWORKS`; "none" where nothing is said.
             "misocp" keeps its limits, and chooses the positions of tap changer and capacitor banks as well.
+        horizon: what fast charging optimises at once: "day", the clairvoyant one, where nothing is said, or "slot",
+            each slot by itself after those before it, which is the strategy of [S].
 
     Returns:
-        A `Solution`, for the market a `MarketSolution` or, with its network, a `NetworkSolution`: cost of the plan in
-        the environment, a bound that no policy can beat, and the certificate; for traffic a `TrafficSolution`: flows,
-        their (T3), a bound that no flows can beat.
+        A `Solution`, for fast charging a `FastSolution`, for the market a `MarketSolution` or, with its network, a
+        `NetworkSolution`: cost of the plan in the environment, a bound that no policy can beat, and the certificate;
+        for traffic a `TrafficSolution`: flows, their (T3), a bound that no flows can beat.
 
     Raises:
         ConfigError: an unknown problem, a gap, a time limit or a slot out of range, a scenario without that world.
@@ -113,6 +131,8 @@ def optimum(
         raise ConfigError(
             f"network must be one of {', '.join(NETWORKS)}, for the market alone, got {network!r} for {problem}"
         )
+    if horizon is not None and problem != "fast_charging":
+        raise ConfigError(f"horizon is for fast_charging alone, got {horizon!r} for {problem}; leave it out")
     # imported here: Pyomo takes half a second that a user of the rules alone need not wait
     if slot is not None:
         from evcs_gym.baselines.traffic import solve_traffic
@@ -122,6 +142,10 @@ def optimum(
         from evcs_gym.baselines.market_network import solve_market_network
 
         return solve_market_network(scenario, day, relative_gap, time_limit_s)
+    if problem == "fast_charging":
+        from evcs_gym.baselines.fast_charging import solve_fast_charging
+
+        return solve_fast_charging(scenario, day, relative_gap, time_limit_s, horizon or "day")
     if problem == "market":
         from evcs_gym.baselines.market import solve_market
 

@@ -13,15 +13,17 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from evcs_gym.envs.data import profile_window
+from evcs_gym.envs.day_fast import fast_day
 from evcs_gym.envs.day_traffic import TrafficSample, sample_traffic
 from evcs_gym.envs.errors import ConfigError, DataError
-from evcs_gym.envs.fleet.vehicles import simulate_sessions
+from evcs_gym.envs.fleet.vehicles import FastRequests, simulate_sessions
 from evcs_gym.envs.grid import Feeder
 from evcs_gym.envs.grid.devices import DeviceSchedule, checked_schedule
 from evcs_gym.envs.grid.operator import Limits
 from evcs_gym.envs.network import NetworkState, controlled, limits_of, refuse_broken, under_schedule
 from evcs_gym.envs.types import (
     ComplexArray,
+    FastDay,
     FloatArray,
     IntArray,
     Sessions,
@@ -46,6 +48,7 @@ VALIDATION_OFFSETS = (6, 13)
 
 FLEET_STREAM, CALENDAR_STREAM, SESSION_STREAM, FORECAST_STREAM = 1, 2, 3, 4
 TRAFFIC_STREAM, STATION_FORECAST_STREAM = 5, 6
+FAST_FORECAST_STREAM = 9
 """Streams of random numbers of a scenario: adding draws to one leaves the others as they are."""
 
 
@@ -54,8 +57,9 @@ class Forecast:
     """What slot t knows of slot s > t: truth(s) + growth_frac[s - t] * error(s) (model.md section 0).
 
     growth_frac: (T,), 0 at lead 0, never above 1. Errors have the shape of the series: import_eur_per_kwh (T,),
-    base_kw and dg_kw (T, C), station_pv_kw and station_ev_kw (T, S), S = 0 without stations. Errors are bounded so that
-    every forecast is physical: loads and DG not negative, prices such that export + network fee < import.
+    base_kw and dg_kw (T, C), station_pv_kw and station_ev_kw (T, S), S = 0 without stations, fast_base_kw and
+    fast_dg_kw (T, J) at fast-charging stations, J = 0 without them. Errors are bounded so that every forecast is
+    physical: loads and DG not negative, prices such that export + network fee < import.
     """
 
     growth_frac: FloatArray
@@ -64,6 +68,8 @@ class Forecast:
     dg_kw: FloatArray
     station_pv_kw: FloatArray
     station_ev_kw: FloatArray
+    fast_base_kw: FloatArray
+    fast_dg_kw: FloatArray
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,6 +89,7 @@ class Day:
     tap_position (T,), capacitor_step (T, K): the device schedule. source_pu (T,), capacitor_kvar (T, N, P): what it
     makes of the head voltage, and of the nominal kvar of the capacitors in service.
     stations: what the day brings to charging stations, traffic: the equilibria behind it; None without stations.
+    fast: requests of fast charging and the buses of its stations; None without it.
     """
 
     scenario: str
@@ -110,6 +117,7 @@ class Day:
     unbalance_limit_frac: FloatArray
     stations: StationDay | None = None
     traffic: TrafficDay | None = None
+    fast: FastDay | None = None
 
     @property
     def limits(self) -> Limits:
@@ -187,32 +195,36 @@ def _sample_day(scenario: "Scenario", key: list[int], split: str, traffic: Traff
             arrivals_veh_per_h=traffic.arrivals_veh_per_h,
             wait_h=traffic.wait_h,
         )
+    sessions, requests = _sessions(scenario, date, key)
     return build_day(
         scenario,
         series,
-        _sessions(scenario, date, key),
+        sessions,
         forecast,
         split=split,
         seed=key[-1],
         date=str(date),
         stations=stations,
         traffic=None if traffic is None else traffic.report,
+        fast=None if requests is None else fast_day(scenario, requests, series.fast_base_kw, series.fast_dg_kw, key),
     )
 
 
-def _sessions(scenario: "Scenario", date: datetime.date, key: list[int]) -> Sessions:
+def _sessions(scenario: "Scenario", date: datetime.date, key: list[int]) -> tuple[Sessions, FastRequests | None]:
+    """Sessions at home and, where the scenario has fast charging, the requests of the same cars on their way."""
     if not scenario.has_home_charging:
         none, nothing = np.zeros(0, dtype=np.int64), np.zeros(0)
         columns = {name: none if name in INTEGER_COLUMNS else nothing for name in Sessions.__dataclass_fields__}
-        return Sessions(**{name: frozen(column.copy()) for name, column in columns.items()})
-    return simulate_sessions(
+        return Sessions(**{name: frozen(column.copy()) for name, column in columns.items()}), None
+    found = simulate_sessions(
         scenario.fleet,
         scenario.travel,
         first_date=date,
         n_burn_in=scenario.fleet_spec.n_burn_in_days,
         request_below_soc_frac=scenario.fleet_spec.request_below_soc_frac,
         rng=np.random.default_rng([*key, SESSION_STREAM]),
-    ).sessions
+    )
+    return found.sessions, found.fast_requests if scenario.has_fast_charging else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -226,6 +238,8 @@ class _Series:
     dg_kw: FloatArray  # (T, C)
     station_pv_kw: FloatArray  # (T, S)
     station_ev_kw: FloatArray  # (T, S)
+    fast_base_kw: FloatArray  # (T, J)
+    fast_dg_kw: FloatArray  # (T, J) of the stations and of charging buses at the same bus
 
 
 def _series(scenario: "Scenario", window: int, station_ev_kw: FloatArray | None) -> _Series:
@@ -241,19 +255,26 @@ def _series(scenario: "Scenario", window: int, station_ev_kw: FloatArray | None)
     p_frac = profiles.load_p_frac[rows][:, columns] / p_peak[columns]  # (T, N)
     q_frac = profiles.load_q_frac[rows][:, columns] / q_peak[columns]
     load = nominal.real[None] * p_frac[:, :, None] + 1j * nominal.imag[None] * q_frac[:, :, None]
-    pv_kw = np.array([bus.pv_kw for bus in scenario.charging_buses])
-    wind_kw = np.array([bus.wind_kw for bus in scenario.charging_buses])
+    pv_kw, wind_kw = scenario.dg_pv_kw, scenario.dg_wind_kw  # (N,)
     pv = profiles.pv_frac[rows, profiles.pv_name.index(spec.pv_profile)]
     wind = profiles.wind_frac[rows, profiles.wind_name.index(spec.wind_profile)]
     spot = profiles.price_eur_per_kwh[rows]
+    home = scenario.charging_bus
+    fast = scenario.fast_stations.bus if scenario.has_fast_charging else np.zeros(0, dtype=np.int64)
+
+    def dg_kw(bus: IntArray) -> FloatArray:
+        return np.asarray(pv[:, None] * pv_kw[bus][None] + wind[:, None] * wind_kw[bus][None])
+
     return _Series(
         import_eur_per_kwh=spot + scenario.tariff.import_adder_eur_per_kwh,
         export_eur_per_kwh=np.maximum(0.0, spot - scenario.tariff.export_fee_eur_per_kwh),
         feeder_load_kva=load,
-        base_kw=load.real.sum(axis=2)[:, scenario.charging_bus],
-        dg_kw=pv[:, None] * pv_kw[None] + wind[:, None] * wind_kw[None],
+        base_kw=load.real.sum(axis=2)[:, home],
+        dg_kw=dg_kw(home),
         station_pv_kw=pv[:, None] * (scenario.stations.pv_kw if scenario.has_stations else np.zeros(0))[None],
         station_ev_kw=np.zeros((N_SLOTS, 0)) if station_ev_kw is None else station_ev_kw,
+        fast_base_kw=load.real.sum(axis=2)[:, fast],
+        fast_dg_kw=dg_kw(fast),
     )
 
 
@@ -276,12 +297,14 @@ def _forecast(
     growth = np.zeros(N_SLOTS)
     price, base, dg = truth.import_eur_per_kwh, truth.base_kw, truth.dg_kw
     pv, ev = truth.station_pv_kw, truth.station_ev_kw
+    fast_base, fast_dg = truth.fast_base_kw, truth.fast_dg_kw
     if spec.kind == "persistence":
         # the day before the first window is the first window itself: there is no earlier day in the data
         yesterday = _series(scenario, max(window - 1, 0), yesterday_ev_kw)
         growth = (lead > 0).astype(np.float64)
         price, base, dg = yesterday.import_eur_per_kwh, yesterday.base_kw, yesterday.dg_kw
         pv, ev = yesterday.station_pv_kw, yesterday.station_ev_kw
+        fast_base, fast_dg = yesterday.fast_base_kw, yesterday.fast_dg_kw
     elif spec.kind == "noisy":
         growth = np.sqrt(1.0 - spec.noise_correlation_frac ** (2 * lead))
         rng = np.random.default_rng([*key, FORECAST_STREAM])
@@ -291,6 +314,9 @@ def _forecast(
         rng = np.random.default_rng([*key, STATION_FORECAST_STREAM])
         pv = pv + _noise(pv, spec, spec.noise_dg_frac, rng)
         ev = ev + _noise(ev, spec, scenario.traffic_spec.noise_ev_frac, rng)
+        rng = np.random.default_rng([*key, FAST_FORECAST_STREAM])
+        fast_base = fast_base + _noise(fast_base, spec, spec.noise_load_frac, rng)
+        fast_dg = fast_dg + _noise(fast_dg, spec, spec.noise_dg_frac, rng)
     floor = scenario.tariff.network_fee_eur_per_kwh + PRICE_MARGIN_EUR_PER_KWH
     return Forecast(
         growth_frac=frozen(growth),
@@ -299,6 +325,8 @@ def _forecast(
         dg_kw=frozen(np.maximum(dg, 0.0) - truth.dg_kw),
         station_pv_kw=frozen(np.maximum(pv, 0.0) - truth.station_pv_kw),
         station_ev_kw=frozen(np.maximum(ev, 0.0) - truth.station_ev_kw),
+        fast_base_kw=frozen(np.maximum(fast_base, 0.0) - truth.fast_base_kw),
+        fast_dg_kw=frozen(np.maximum(fast_dg, 0.0) - truth.fast_dg_kw),
     )
 
 
@@ -315,6 +343,9 @@ def net_load_kva(scenario: "Scenario", series: "_Series") -> ComplexArray:
     """Base load less DG, (T, N, P): DG feeds in balanced, at unity power factor."""
     load = series.feeder_load_kva.copy()
     load[:, scenario.charging_bus] -= series.dg_kw[:, :, None] / 3.0
+    if scenario.has_fast_charging:
+        alone = ~np.isin(scenario.fast_stations.bus, scenario.charging_bus)  # else it is in dg_kw already
+        load[:, scenario.fast_stations.bus[alone]] -= series.fast_dg_kw[:, alone, None] / 3.0
     return load
 
 
@@ -329,6 +360,7 @@ def build_day(
     date: str,
     stations: StationDay | None = None,
     traffic: TrafficDay | None = None,
+    fast: FastDay | None = None,
 ) -> Day:
     """The complete day of given series and sessions: adds the base power flow and the effective limits."""
     load = net_load_kva(scenario, series)
@@ -361,6 +393,7 @@ def build_day(
         unbalance_limit_frac=limits.unbalance_frac,
         stations=stations,
         traffic=traffic,
+        fast=fast,
     )
 
 

@@ -16,6 +16,7 @@ from evcs_gym.envs import day as day_module
 from evcs_gym.envs import day_traffic
 from evcs_gym.envs.data import Profiles, load_profiles, load_travel_tables, load_vehicle_models
 from evcs_gym.envs.errors import ConfigError
+from evcs_gym.envs.fast_specs import FastChargingSpec, FastStationSpec, fast_stations
 from evcs_gym.envs.fleet.needs import ChargingMode
 from evcs_gym.envs.fleet.vehicles import Fleet, TravelTables, draw_fleet
 from evcs_gym.envs.grid import Feeder
@@ -23,7 +24,7 @@ from evcs_gym.envs.grid.devices import Devices
 from evcs_gym.envs.market.auction import PriceRule
 from evcs_gym.envs.network import FeederSpec, check_device_specs, devices_of, feeder_of
 from evcs_gym.envs.network_check import NetworkCheck, check_base_load
-from evcs_gym.envs.road_specs import ResponsiveSpec, RoadsSpec, TrafficSpec, road_network, road_profile
+from evcs_gym.envs.road_specs import Node, ResponsiveSpec, RoadsSpec, TrafficSpec, road_network, road_profile
 from evcs_gym.envs.specs import (
     BusName,
     Frac,
@@ -38,8 +39,9 @@ from evcs_gym.envs.specs import (
 )
 from evcs_gym.envs.station_specs import StationSpec, charging_stations, check_stations, station_assets
 from evcs_gym.envs.traffic import RoadNetwork, TrafficModel, traffic_model
+from evcs_gym.envs.traffic.distances import RoadDistances, road_distances
 from evcs_gym.envs.traffic.equilibrium import Columns
-from evcs_gym.envs.types import FloatArray, IntArray, StationAssets, frozen
+from evcs_gym.envs.types import FastStations, FloatArray, IntArray, StationAssets, frozen
 
 
 class ProfilesSpec(Spec):
@@ -79,16 +81,23 @@ class ForecastSpec(Spec):
 
 
 class ChargingBusSpec(Spec):
-    """A bus where cars charge at home: the feeder bus by name, its cars, its photovoltaics and wind."""
+    """A bus where cars charge at home: the feeder bus by name, its cars, its photovoltaics and wind.
+
+    ``node``: where its homes stand on the roads, from 1; needed for fast charging.
+    """
 
     bus: BusName
     n_cars: Annotated[int, Field(ge=0, le=1_000_000)]
     pv_kw: NonNegativeKw = 0.0
     wind_kw: NonNegativeKw = 0.0
+    node: Node | None = None
 
 
 class FleetSpec(Spec):
-    """Statistics of the cars; the models and their registrations are shipped data."""
+    """Statistics of the cars; the models and their registrations are shipped data.
+
+    ``home_charger_frac`` of the cars can charge at home; the others only charge fast.
+    """
 
     charger_power_kw: Annotated[tuple[PositiveKw, ...], Field(min_length=1)] = (3.7, 7.4, 11.0)
     charger_share_frac: Annotated[tuple[Frac, ...], Field(min_length=1)] = (0.2, 0.3, 0.5)
@@ -96,6 +105,7 @@ class FleetSpec(Spec):
     consumption_max_kwh_per_km: Annotated[float, Field(gt=0.0, le=2.0)] = 0.22
     efficiency_frac: Annotated[float, Field(gt=0.5, le=1.0)] = 0.92
     worker_share_frac: Frac = 0.6
+    home_charger_frac: Frac = 1.0
     request_below_soc_frac: Annotated[float, Field(gt=0.3, le=1.0)] = 0.8
     n_burn_in_days: Annotated[int, Field(ge=7, le=14)] = 10
 
@@ -152,8 +162,9 @@ class MarketSpec(Spec):
 class Scenario(Spec):
     """A city: feeder, profiles, tariffs and at least one world. Made by `load_scenario`.
 
-    Worlds: cars that charge at home (``charging_buses``, ``fleet``, ``normal_charging``), and charging stations on
-    roads (``roads``, ``traffic``, ``stations``, ``market``). What needs a world that is not there raises a ConfigError.
+    Worlds: cars that charge at home (``charging_buses``, ``fleet``, ``normal_charging``), charging stations on roads
+    (``roads``, ``traffic``, ``stations``, ``market``), and cars of the first that charge fast on the way
+    (``fast_charging``, ``roads``). What needs a world that is not there raises a ConfigError.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, ignored_types=(cached_property,))
@@ -168,6 +179,7 @@ class Scenario(Spec):
     charging_buses: Annotated[tuple[ChargingBusSpec, ...], Field(min_length=1)] = ()
     fleet_spec: Annotated[FleetSpec, Field(alias="fleet")] = FleetSpec()
     normal_charging_spec: Annotated[NormalChargingSpec | None, Field(alias="normal_charging")] = None
+    fast_charging_spec: Annotated[FastChargingSpec | None, Field(alias="fast_charging")] = None
     roads_spec: Annotated[RoadsSpec | None, Field(alias="roads")] = None
     traffic_spec: Annotated[TrafficSpec, Field(alias="traffic")] = TrafficSpec()
     station_specs: Annotated[tuple[StationSpec, ...], Field(alias="stations", min_length=1)] = ()
@@ -177,12 +189,18 @@ class Scenario(Spec):
     @model_validator(mode="after")
     def _worlds(self) -> Self:
         home = {"charging_buses": bool(self.charging_buses), "normal_charging": self.normal_charging_spec is not None}
-        roads = {"roads": self.roads_spec is not None, "stations": bool(self.station_specs)}
+        has_roads = self.roads_spec is not None
+        roads = {"roads": has_roads, "stations": bool(self.station_specs)}
+        if self.has_fast_charging and not self.has_stations:
+            roads = {"stations": False} if "traffic_spec" in self.model_fields_set else {}
         for keys, world, extra in ((home, "charging at home", "fleet"), (roads, "charging stations", "traffic")):
             given = any(keys.values()) or f"{extra}_spec" in self.model_fields_set
             missing = [key for key, there in keys.items() if not there]
             if given and missing:
                 raise ValueError(f"{missing[0]} is missing; {world} needs {' and '.join(keys)}, or none of {extra} too")
+        if self.has_fast_charging and not (has_roads and self.has_home_charging):
+            missing_key = "roads" if not has_roads else "normal_charging"
+            raise ValueError(f"{missing_key} is missing; fast_charging needs roads, charging_buses and normal_charging")
         if "market" in self.model_fields_set and not self.has_stations:
             raise ValueError("stations is missing; market needs roads and stations")
         if self.responsive_spec is not None and not self.has_stations:
@@ -201,7 +219,11 @@ class Scenario(Spec):
         if not self.has_home_charging:
             absent |= {"charging_buses", "fleet", "fleet_spec", "normal_charging", "normal_charging_spec"}
         if not self.has_stations:
-            absent |= {"roads", "roads_spec", "traffic", "traffic_spec", "stations", "station_specs", "market"}
+            absent |= {"traffic", "traffic_spec", "stations", "station_specs", "market"}
+        if self.roads_spec is None:
+            absent |= {"roads", "roads_spec"}
+        if not self.has_fast_charging:
+            absent |= {"fast_charging", "fast_charging_spec"}
         if self.responsive_spec is None:
             absent |= {"responsive_demand", "responsive_spec"}
         return {key: value for key, value in handler(self).items() if key not in absent}
@@ -227,8 +249,13 @@ class Scenario(Spec):
 
     @property
     def has_stations(self) -> bool:
-        """Whether there are roads with charging stations."""
-        return self.roads_spec is not None
+        """Whether there are roads with charging stations that trade."""
+        return bool(self.station_specs)
+
+    @property
+    def has_fast_charging(self) -> bool:
+        """Whether the cars of the homes charge fast on their way."""
+        return self.fast_charging_spec is not None
 
     def _missing(self, section: str, needs: str) -> ConfigError:
         return ConfigError(f"{self.name}: {section} is no section of this scenario; add {needs} or take another one")
@@ -239,6 +266,13 @@ class Scenario(Spec):
         if self.normal_charging_spec is None:
             raise self._missing("normal_charging", "charging_buses and normal_charging")
         return self.normal_charging_spec
+
+    @property
+    def fast_charging(self) -> FastChargingSpec:
+        """The world of fast charging. Raises ConfigError for a scenario without it."""
+        if self.fast_charging_spec is None:
+            raise self._missing("fast_charging", "fast_charging and roads")
+        return self.fast_charging_spec
 
     @property
     def road_demand(self) -> RoadsSpec:
@@ -258,6 +292,23 @@ class Scenario(Spec):
     def roads(self) -> RoadNetwork:
         """The road network; its demand is the pair table times ``demand_frac``. ConfigError without roads."""
         return road_network(self.road_demand)
+
+    @cached_property
+    def road_distances(self) -> RoadDistances:
+        """Shortest paths between all nodes of the roads. ConfigError without roads."""
+        return road_distances(self.roads)
+
+    @cached_property
+    def fast_stations(self) -> FastStations:
+        """The stations at which cars charge fast. ConfigError without them."""
+        return fast_stations(self.fast_charging.stations, self.feeder.bus_name)
+
+    @cached_property
+    def home_node(self) -> IntArray:
+        """Row of the road network at which each charging bus's homes stand, (C,). ConfigError without fast charging."""
+        self.fast_charging  # noqa: B018 - refuses
+        rows: IntArray = frozen(np.array([(bus.node or 0) - 1 for bus in self.charging_buses], dtype=np.int64))
+        return rows
 
     @cached_property
     def departures_frac(self) -> FloatArray:
@@ -321,6 +372,7 @@ class Scenario(Spec):
             consumption_kwh_per_km=(spec.consumption_min_kwh_per_km, spec.consumption_max_kwh_per_km),
             efficiency_frac=spec.efficiency_frac,
             worker_share_frac=spec.worker_share_frac,
+            home_charger_frac=spec.home_charger_frac,
             rng=np.random.default_rng([self.seed, day_module.FLEET_STREAM]),
         )
 
@@ -330,6 +382,26 @@ class Scenario(Spec):
         index = {name: row for row, name in enumerate(self.feeder.bus_name)}
         rows: IntArray = frozen(np.array([index[bus.bus] for bus in self.charging_buses], dtype=np.int64))
         return rows
+
+    @cached_property
+    def dg_pv_kw(self) -> FloatArray:
+        """Photovoltaics at each bus of the feeder beside those of stations that trade, (N,)."""
+        return self._dg_of("pv_kw")
+
+    @cached_property
+    def dg_wind_kw(self) -> FloatArray:
+        """Wind at each bus of the feeder, (N,)."""
+        return self._dg_of("wind_kw")
+
+    def _dg_of(self, key: str) -> FloatArray:
+        fast = self.fast_charging_spec
+        owners: list[ChargingBusSpec | FastStationSpec] = [*self.charging_buses, *(fast.stations if fast else ())]
+        row = {name: index for index, name in enumerate(self.feeder.bus_name)}
+        total = np.zeros(len(self.feeder))
+        for owner in owners:
+            total[row[owner.bus]] += getattr(owner, key)
+        installed: FloatArray = frozen(total)
+        return installed
 
     @cached_property
     def installed_kw(self) -> FloatArray:
@@ -395,6 +467,10 @@ def scenario_from_dict(content: dict[str, Any], source: str = "scenario") -> Sce
         check_stations(scenario.station_specs, scenario.feeder, scenario.roads, source)
         day_traffic.check_traffic(scenario, source)
         _check_retail(scenario, source)
+    if scenario.has_fast_charging:
+        stations = scenario.fast_charging.stations
+        check_stations(stations, scenario.feeder, scenario.roads, source, "fast_charging.stations")
+        _check_fast(scenario, source)
     return scenario
 
 
@@ -415,6 +491,28 @@ def _check_buses(scenario: Scenario, source: str) -> None:
     for bus in scenario.profiles_spec.load_profile_at_bus:
         if bus not in names:
             raise ConfigError(f"{source}: profiles.load_profile_at_bus.{bus} must be a bus of the feeder")
+
+
+def _check_fast(scenario: Scenario, source: str) -> None:
+    """Homes and stations must have a place of their own, and the roads lengths."""
+    roads = scenario.roads
+    if not roads.length_km.any():
+        raise ConfigError(
+            f"{source}: fast_charging needs roads with lengths, all of {roads.name!r} are 0 km; "
+            "give links with length_km"
+        )
+    seen: set[str] = set()
+    for position, station in enumerate(scenario.fast_charging.stations):
+        if station.bus in seen:
+            where = f"{source}: fast_charging.stations.{position}.bus"
+            raise ConfigError(f"{where} must not come twice, got {station.bus!r}; add up plugs of one power")
+        seen.add(station.bus)
+    for position, home in enumerate(scenario.charging_buses):
+        if home.node is None or not roads.n_closed < home.node <= roads.n_nodes:
+            raise ConfigError(
+                f"{source}: charging_buses.{position}.node must be a node of roads {roads.name!r} that cars may pass "
+                f"({roads.n_closed + 1}..{roads.n_nodes}) in a scenario with fast_charging, got {home.node}"
+            )
 
 
 def _check_retail(scenario: Scenario, source: str) -> None:

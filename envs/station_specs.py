@@ -7,6 +7,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from evcs_gym.envs.errors import ConfigError
+from evcs_gym.envs.fast_specs import FastStationSpec
 from evcs_gym.envs.grid import Feeder
 from evcs_gym.envs.road_specs import Node, TrafficSpec
 from evcs_gym.envs.specs import BusName, NonNegativeKw, PositiveKw, PricePerKwh, Spec
@@ -116,11 +117,17 @@ def charging_stations(assets: StationAssets, spec: TrafficSpec) -> Stations:
     )
 
 
-def check_stations(specs: Sequence[StationSpec], feeder: Feeder, roads: RoadNetwork, source: str) -> None:
+def check_stations(
+    specs: Sequence[StationSpec | FastStationSpec],
+    feeder: Feeder,
+    roads: RoadNetwork,
+    source: str,
+    section: str = "stations",
+) -> None:
     """ConfigError for a station at a bus or a node where none can be, or with a name that another one has."""
     names, seen = feeder.bus_name, set[str]()
     for position, spec in enumerate(specs):
-        where = f"{source}: stations.{position}"
+        where = f"{source}: {section}.{position}"
         if spec.bus not in names:
             raise ConfigError(
                 f"{where}.bus must be a bus of feeder {feeder.name!r} ({names[0]}..{names[-1]}), got {spec.bus!r}"

@@ -2,7 +2,7 @@
 
 Shapes: B parallel environments, T slots of a day (48), N buses of the feeder, P phases (a, b, c), C charging
 buses, S sessions of a day (padded to the longest day where days are stacked) or charging stations of the market,
-F features of an observation.
+R fast-charging requests of a day, J fast-charging stations, F features of an observation.
 
 Signs: a load is positive when it draws from the network, a DG is positive when it feeds in, charging power is
 positive. Costs are positive when paid; rewards are their negative.
@@ -113,6 +113,50 @@ class TrafficDay:
     relative_gap: FloatArray
     on_road_veh: FloatArray
     committed_kw: FloatArray
+
+
+@dataclass(frozen=True, eq=False)
+class FastStations:
+    """Stations at which cars charge fast (model.md section 8), in the scenario's order; all arrays (J,).
+
+    name: of each station. bus: row of the feeder at which it connects, balanced on three phases. node: row of the road
+    network. n_plugs, plug_kw: chargers, all of a station alike. pv_kw, wind_kw: its own generation, installed.
+    """
+
+    name: tuple[str, ...]
+    bus: IntArray
+    node: IntArray
+    n_plugs: IntArray
+    plug_kw: FloatArray
+    pv_kw: FloatArray
+    wind_kw: FloatArray
+
+    def __len__(self) -> int:
+        return len(self.name)
+
+
+@dataclass(frozen=True, eq=False)
+class FastDay:
+    """Fast-charging requests of one day, arrays (R,) sorted by (slot, car), and the buses of the stations.
+
+    slot: at whose start the car is dispatched. car: index in the fleet. soc0_frac: state of charge then. capacity_kwh:
+    battery. consumption_kwh_per_km: from the battery. node: row of the road network at which the car is.
+    distance_km: (R, J) of the shortest path to each station, inf where there is none.
+    base_kw, dg_kw: (T, J) load without charging, and all local generation, at the bus of each station.
+    """
+
+    slot: IntArray
+    car: IntArray
+    soc0_frac: FloatArray
+    capacity_kwh: FloatArray
+    consumption_kwh_per_km: FloatArray
+    node: IntArray
+    distance_km: FloatArray
+    base_kw: FloatArray
+    dg_kw: FloatArray
+
+    def __len__(self) -> int:
+        return len(self.slot)
 
 
 def frozen(array: Any) -> Any:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130
-DEFAULT_SCENARIOS = {"market": "ieee33_twelve", "traffic": "ieee33_twelve"}
+DEFAULT_SCENARIOS = {"market": "ieee33_twelve", "traffic": "ieee33_twelve", "fast_charging": "ieee33_mobility"}
 """Scenario that a problem is solved in where none is named; others take the default city of the environments."""
 LOOPBACK = "127.0.0.1"
 TENSORBOARD = (sys.executable, "-m", "tensorboard.main")
@@ -189,6 +189,9 @@ def solve(
     network: Annotated[
         str | None, typer.Option(help="Market: what the programme knows of the network.", show_default="none")
     ] = None,
+    horizon: Annotated[
+        str | None, typer.Option(help="Fast charging: optimise the day or each slot.", show_default="day")
+    ] = None,
     plan: Annotated[Path | None, typer.Option(help="Store the plan of one day as .npz.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -212,6 +215,7 @@ def solve(
                 time_limit_s=time_limit_s,
                 slot=slot,
                 network=network,
+                horizon=horizon,
             )
             records.append({"day": seed, "split": split.value, "scenario": world.name, **solution.as_dict()})
     if plan is not None:

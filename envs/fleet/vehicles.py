@@ -45,6 +45,8 @@ FAST_REQUEST_BELOW_SOC_FRAC: Final = 0.3
 DIARY_START_SLOT: Final = 12
 """A diary runs from 06:00 to 06:00 of the next date."""
 NOON_SLOT: Final = round(DAY_START_HOUR / SLOT_H)
+HOME: Final = -1
+"""Stands for a leg in `FastRequests` where a trip begins or ends at home."""
 
 # ------------------------------------------------------------------------------------------------------- fleet
 
@@ -54,7 +56,8 @@ class Fleet:
     """The V cars of a city, sorted by bus; all arrays (V,).
 
     bus: column of the charging bus. phase: 0, 1, 2, or -1 for balanced charging. capacity_kwh: battery.
-    ac_power_kw: the car's AC limit. charge_power_kw: smaller of the home charger and that, grid side.
+    ac_power_kw: the car's AC limit. charge_power_kw: smaller of the home charger and that, grid side; 0 for a car
+    without a charger at home, which only charges fast.
     dc_power_kw: the car's DC limit. consumption_kwh_per_km: from the battery. efficiency_frac: grid to battery.
     is_worker: whose travel tables the car follows. model: row of the vehicle models.
     """
@@ -84,6 +87,7 @@ def draw_fleet(
     efficiency_frac: float,
     worker_share_frac: float,
     rng: np.random.Generator,
+    home_charger_frac: float = 1.0,
 ) -> Fleet:
     """Cars of a city: models by registrations, home chargers by shares, consumption uniform in a range.
 
@@ -92,6 +96,7 @@ def draw_fleet(
         models: cars on sale. charger_power_kw, charger_share_frac: home chargers and their shares, (K,).
         consumption_kwh_per_km: lowest and highest. efficiency_frac: grid to battery, of every car.
         worker_share_frac: share of cars that follow the workers' travel tables.
+        home_charger_frac: share of cars that can charge at home.
 
     Raises:
         ConfigError: a count is negative, a power, consumption or efficiency out of range, shares that miss 1.
@@ -105,7 +110,7 @@ def draw_fleet(
         charger_share_frac,
         consumption_kwh_per_km,
         efficiency_frac,
-        worker_share_frac,
+        {"worker_share_frac": worker_share_frac, "home_charger_frac": home_charger_frac},
     )
     n_cars = int(n_cars_per_bus.sum())
     model = _choose(models.n_registrations, rng.random(n_cars))
@@ -125,6 +130,7 @@ def draw_fleet(
         "efficiency_frac": np.full(n_cars, float(efficiency_frac)),
         "is_worker": rng.random(n_cars) < worker_share_frac,
     }
+    arrays["charge_power_kw"] = np.where(rng.random(n_cars) < home_charger_frac, arrays["charge_power_kw"], 0.0)
     return Fleet(**{name: frozen(array) for name, array in arrays.items()})
 
 
@@ -134,7 +140,7 @@ def _check_fleet(
     charger_share_frac: FloatArray,
     consumption_kwh_per_km: tuple[float, float],
     efficiency_frac: float,
-    worker_share_frac: float,
+    share_frac: dict[str, float],
 ) -> None:
     low, high = consumption_kwh_per_km
     integral = np.issubdtype(n_cars_per_bus.dtype, np.integer) and n_cars_per_bus.ndim == 1 and n_cars_per_bus.size > 0
@@ -154,7 +160,7 @@ def _check_fleet(
         ),
         (0 < low <= high, "consumption_kwh_per_km must be 0 < lowest <= highest", consumption_kwh_per_km),
         (0 < efficiency_frac <= 1, "efficiency_frac must be in (0, 1]", efficiency_frac),
-        (0 <= worker_share_frac <= 1, "worker_share_frac must be in [0, 1]", worker_share_frac),
+        *((0 <= share <= 1, f"{name} must be in [0, 1]", share) for name, share in share_frac.items()),
     )
     for holds, rule, got in rules:
         if not holds:
@@ -553,11 +559,16 @@ class FastRequests:
 
     slot: the slot at whose start the car is dispatched: it was below the limit and not at home at the end of the slot
     before (slot 0: at the day's start). car: index in the fleet. soc_frac: state of charge then.
+    from_leg, to_leg: where its trip began and where it leads: at the end of that leg of the car's diaries (numbered on
+    over all simulated dates), or `HOME`. share_frac: of the trip's way that is behind it, 1 on arrival.
     """
 
     slot: IntArray
     car: IntArray
     soc_frac: FloatArray
+    from_leg: IntArray
+    to_leg: IntArray
+    share_frac: FloatArray
 
 
 @dataclass(frozen=True, eq=False)
@@ -606,10 +617,10 @@ def simulate_sessions(
     """Charging sessions of the window from noon of ``first_date`` to noon of the next date.
 
     ``n_burn_in`` windows before it are simulated too, so that the states of charge do not depend on how they began. A
-    car that comes home, or is at home at noon, with less than ``request_below_soc_frac`` requests: from the first whole
-    slot after its arrival to the slot in which it leaves, cut at the next noon. Then it is full, or as full as full
-    power makes it, whatever a policy does (model.md section 9). A car below 0.3 and not at home at the end of a slot
-    charges fast and is full (section 8).
+    car that comes home to a charger, or is there at noon, with less than ``request_below_soc_frac`` requests: from the
+    first whole slot after its arrival to the slot in which it leaves, cut at the next noon. Then it is full, or as full
+    as full power makes it, whatever a policy does (model.md section 9). A car below 0.3 and not at home at the end of a
+    slot charges fast and is full (section 8).
 
     Args:
         fleet: V cars. tables: travel habits; the day type of every date follows from the calendar.
@@ -668,7 +679,8 @@ class _Log(NamedTuple):
 
 
 _SESSION_COLUMNS: Final = ("car", "arrival_slot", "departure_slot", "soc0_frac", "missing_kwh")
-_FAST_COLUMNS: Final = ("slot", "car", "soc_frac")
+_FAST_COLUMNS: Final = ("slot", "car", "soc_frac", "from_leg", "to_leg", "share_frac")
+_FAST_WHOLE: Final = ("slot", "car", "from_leg", "to_leg")
 _LEDGER_COLUMNS: Final = ("distance_km", "home_charged_kwh", "fast_charged_kwh", "clamped_kwh")
 _DISTANCE, _HOME_CHARGED, _FAST_CHARGED, _CLAMPED = range(len(_LEDGER_COLUMNS))
 _COUNTS: Final = ("sessions", "fast requests", "dropped", "clamped")
@@ -692,17 +704,18 @@ def _fleet_day(fleet: Fleet, log: _Log, first_soc_frac: FloatArray, last_soc_fra
         efficiency_frac=fleet.efficiency_frac[car],
         car=car,
     )
-    slot, fast_car, fast_soc_frac = log.fast[: log.tally[_N_FAST]].T
-    fast_order = np.lexsort((fast_car, slot))
+    fast = dict(zip(_FAST_COLUMNS, log.fast[: log.tally[_N_FAST]].T, strict=True))
+    fast_order = np.lexsort((fast["car"], fast["slot"]))
     for array in vars(sessions).values():
         frozen(array)
     return FleetDay(
         sessions=sessions,
         missing_kwh=frozen(missing_kwh[order]),
         fast_requests=FastRequests(
-            slot=frozen(slot[fast_order].astype(np.int64)),
-            car=frozen(fast_car[fast_order].astype(np.int64)),
-            soc_frac=frozen(fast_soc_frac[fast_order]),
+            **{
+                name: frozen(values[fast_order].astype(np.int64 if name in _FAST_WHOLE else np.float64))
+                for name, values in fast.items()
+            }
         ),
         n_dropped=int(log.tally[_N_DROPPED]),
         n_clamped=int(log.tally[_N_CLAMPED]),
@@ -734,6 +747,7 @@ def _simulate(
     for car in range(len(person)):
         home_since = float(DIARY_START_SLOT)
         at_home = True
+        place = HOME
         for date in range(len(day_type)):
             n_legs = _draw_diary(law, person[car], day_type[date], uniforms[car, date], leave, arrive, km, home)
             for leg in range(n_legs):
@@ -742,8 +756,9 @@ def _simulate(
                     break
                 if at_home:
                     soc[car] = _stay_home(car, home_since, start, n_windows, soc[car], request_below, batteries, log)
-                soc[car] = _drive(car, start, stop, km[leg], home[leg], n_windows, soc[car], batteries, log)
-                at_home, home_since = home[leg], stop
+                goal = HOME if home[leg] else date * n_legs_max + leg
+                soc[car] = _drive(car, start, stop, km[leg], place, goal, n_windows, soc[car], batteries, log)
+                at_home, home_since, place = home[leg], stop, goal
         if at_home:
             soc[car] = _stay_home(car, home_since, end, n_windows, soc[car], request_below, batteries, log)
 
@@ -767,7 +782,7 @@ def _stay_home(
         departure = min(N_SLOTS, math.floor(until) - noon)
         if until <= noon:
             break
-        if soc >= request_below or arrival >= N_SLOTS:
+        if soc >= request_below or arrival >= N_SLOTS or batteries.gain_frac_per_slot[car] == 0.0:
             continue
         recorded = window == n_windows - 1
         if departure <= arrival:
@@ -790,7 +805,8 @@ def _drive(
     start: float,
     stop: float,
     km: float,
-    to_home: bool,
+    place: int,
+    goal: int,
     n_windows: int,
     soc: float,
     batteries: _Batteries,
@@ -803,12 +819,14 @@ def _drive(
     boundary = math.floor(start) + 1
     while boundary < stop:
         soc = _spend(car, soc, need * (boundary - before) / (stop - start), batteries, log)
-        soc = _charge_fast(car, boundary, n_windows, soc, batteries, log)
+        soc = _charge_fast(
+            car, boundary, place, goal, (boundary - start) / (stop - start), n_windows, soc, batteries, log
+        )
         before = float(boundary)
         boundary += 1
     soc = _spend(car, soc, need * (stop - before) / (stop - start), batteries, log)
-    if not to_home:
-        soc = _charge_fast(car, boundary, n_windows, soc, batteries, log)
+    if goal != HOME:
+        soc = _charge_fast(car, boundary, place, goal, 1.0, n_windows, soc, batteries, log)
     return soc
 
 
@@ -823,14 +841,24 @@ def _spend(car: int, soc: float, need: float, batteries: _Batteries, log: _Log) 
 
 
 @inner
-def _charge_fast(car: int, boundary: int, n_windows: int, soc: float, batteries: _Batteries, log: _Log) -> float:
+def _charge_fast(
+    car: int,
+    boundary: int,
+    place: int,
+    goal: int,
+    share: float,
+    n_windows: int,
+    soc: float,
+    batteries: _Batteries,
+    log: _Log,
+) -> float:
     """Full if the state of charge is below the limit at the end of a slot; logged in the last window."""
     if soc >= FAST_REQUEST_BELOW_SOC_FRAC:
         return soc
     slot = boundary - NOON_SLOT - N_SLOTS * (n_windows - 1)
     if 0 <= slot < N_SLOTS:
         row = log.fast[log.tally[_N_FAST]]
-        row[0], row[1], row[2] = slot, car, soc
+        row[0], row[1], row[2], row[3], row[4], row[5] = slot, car, soc, place, goal, share
         log.tally[_N_FAST] += 1
     log.ledger[car, _FAST_CHARGED] += (1.0 - soc) * batteries.capacity_kwh[car]
     return 1.0
