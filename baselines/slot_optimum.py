@@ -13,13 +13,13 @@ import numpy as np
 from evcs_gym.baselines.fast_charging import Answer, solve_programme
 from evcs_gym.baselines.normal_charging import Budget
 from evcs_gym.baselines.problems.fast_charging import FastProblem
+from evcs_gym.baselines.registry import SLOT_OPTIMUM
 from evcs_gym.envs.errors import SolverError
 from evcs_gym.envs.fleet.fast import FastView
 from evcs_gym.envs.fleet.fast_kernels import REACH_TOLERANCE_KWH
 from evcs_gym.envs.types import FloatArray, IntArray
 from evcs_gym.envs.units import SLOT_H
 
-NAME: Final = "slot_optimum"
 GAP: Final = 1e-4
 """Relative gap to which a slot is solved, of the part of its cost that a plan changes."""
 SOLVE_LIMIT_S: Final = 60.0
@@ -107,7 +107,7 @@ def solved(window: FastProblem) -> Answer:
     answer = solve_programme(window, None, GAP, Budget(time.monotonic(), SOLVE_LIMIT_S))
     if answer.relative_gap > GAP:
         raise SolverError(
-            f"policy {NAME!r}: a slot of {window.n_requests} requests must be solved to a gap of {GAP:g} within "
-            f"{SOLVE_LIMIT_S:g} s, got {answer.relative_gap:.2g}; take a rule, such as cheapest, for so many"
+            f"policy {SLOT_OPTIMUM!r}: a slot of {window.n_requests} requests must be solved to a gap of {GAP:g} "
+            f"within {SOLVE_LIMIT_S:g} s, got {answer.relative_gap:.2g}; take a rule, such as cheapest, for so many"
         )
     return answer

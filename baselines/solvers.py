@@ -620,7 +620,8 @@ class HotProgrammes:
         """Optimal point (n,) of a loaded programme with the costs, bounds and right sides of ``form``.
 
         Raises:
-            ConfigError: nothing is loaded under the key, or a programme with another matrix. DataError: NaN in the programme.
+            ConfigError: nothing is loaded under the key, or a programme with another matrix.
+            DataError: NaN in the programme.
             InfeasibleError: the programme has no feasible point.
             SolverError: the solver died, or ended without an optimum, as when time was over.
         """

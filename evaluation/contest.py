@@ -1,6 +1,6 @@
 """What comparisons have in common: the days with their exact solutions, the runs, and what a policy did."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -85,15 +85,15 @@ class Played:
 class Game:
     """A problem in which policies play.
 
-    scenario: where none is named. rules: by name. plans: names of policies that come from the exact plan. bound_label:
-    what scores 1. solve: one day exactly. world: of days. naive: cost of the naive rule on a world, (D,). play: one
+    scenario: where none is named. rules: their names. plans: names of policies that come from the exact plan.
+    bound_label: what scores 1. solve: one day exactly. world: of days. naive: cost of the naive rule on a world, (D,). play: one
     policy on a contest; runs hold the learned ones. trace: figures' data of the policies shown.
     """
 
     scenario: str
     naive_label: str
     bound_label: str
-    rules: Mapping[str, Any]
+    rules: Collection[str]
     plans: tuple[str, ...]
     solve: "Callable[[Scenario, Day, float], AnySolution]"
     world: Callable[[Scenario, Sequence[Day]], Any]

@@ -19,6 +19,7 @@ from evcs_gym.evaluation.records import (
     DayTrace,
     MarketTrace,
     PolicyResult,
+    Provenance,
     TrainingCurve,
     write_csv,
     write_json,
@@ -389,7 +390,9 @@ def _shown(part: Part, prefix: str) -> dict[str, Any]:
         "profits": profit_rows(comparison),
         "clean": clean_rows(comparison),
         "notes": honest_notes(comparison),
-        "provenance": _provenance(comparison),
+        "provenance": provenance_rows(
+            comparison.provenance, comparison.scenario, comparison.split, comparison.day_seeds
+        ),
         **_drawings(comparison, part.traces, part.training_curve, prefix),
     }
 
@@ -431,15 +434,14 @@ def _day_drawings(prefix: str, index: int, trace: DayTrace | MarketTrace) -> dic
     return {"title": title, "market": isinstance(trace, MarketTrace), "day_svg": day, "voltage_svg": voltage}
 
 
-def _provenance(comparison: Comparison) -> list[tuple[str, str]]:
+def provenance_rows(origin: Provenance, scenario: str, split: str, seeds: Sequence[int]) -> list[tuple[str, str]]:
     """Names and values of the footer."""
-    origin = comparison.provenance
     return [
         ("evcs-gym", origin.version),
         ("commit", origin.git_hash or "not run from a checkout"),
         ("configuration", origin.config_hash),
-        ("scenario", comparison.scenario),
-        ("days", f"{comparison.split}, seeds {_ranges(comparison.day_seeds)}"),
+        ("scenario", scenario),
+        ("days", f"{split}, seeds {_ranges(seeds)}"),
         ("training seeds", _ranges(origin.training_seeds) or "none"),
         ("solver", f"{origin.solver}, relative gap {origin.relative_gap:g}"),
         ("Python", origin.python),

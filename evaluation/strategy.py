@@ -25,7 +25,7 @@ from evcs_gym.envs.fleet import fast, normal
 from evcs_gym.envs.types import FloatArray, IntArray
 from evcs_gym.envs.units import DAY_START_HOUR, N_SLOTS, SLOT_H
 from evcs_gym.evaluation.contest import OPTIMUM, Listener
-from evcs_gym.evaluation.records import DayTrace, Provenance, Record, collect_provenance, write_json
+from evcs_gym.evaluation.records import DayTrace, Provenance, Record, collect_provenance
 from evcs_gym.training.checkpoint import read_run
 from evcs_gym.training.provenance import config_hash
 from evcs_gym.training.train import load_policy, one_thread
@@ -122,26 +122,24 @@ def compare_strategy(
     n_days: int = 10,
     split: str = "test",
     scenario: str | Scenario | None = None,
-    out: Path | None = None,
     listener: Listener = lambda _what, _done, _all: None,
-) -> StrategyComparison:
+) -> tuple[StrategyComparison, DayTrace]:
     """Play a pair of policies, and uncoordinated charging, on the seeds 0 .. n_days - 1 of a split.
+
+    Returns the numbers and the first day to draw.
 
     Args:
         fast_policy, normal_policy: a rule or planner of the registry, "optimum", or a run folder.
-        out: folder for strategy.json and strategy.html.
 
     Raises:
         ConfigError: an unknown policy or split, no day, a scenario without one of the worlds; before anything is
-            played. SolverError: no solver, or one that failed. DataError: ``out`` cannot be written.
+            played. SolverError: no solver, or one that failed.
     """
-    from evcs_gym.evaluation.strategy_page import strategy_html, write_text
-
     world = scenario if isinstance(scenario, Scenario) else load_scenario(scenario or DEFAULT_SCENARIO)
     if n_days < 1:
         raise ConfigError(f"strategy: n_days must be at least 1, got {n_days}")
     if not (world.has_fast_charging and world.has_home_charging):
-        raise ConfigError(f"strategy: {world.name} must have fast_charging and charging at home; take {DEFAULT_SCENARIO}")
+        raise ConfigError(f"strategy: {world.name} must have fast charging and charging at home, as {DEFAULT_SCENARIO}")
     naive = (NAIVE_RULES["fast_charging"], NAIVE_RULES["normal_charging"])
     chosen = (check_policy(fast_policy, "fast_charging"), check_policy(normal_policy, "normal_charging"))
     label = f"{fast_policy} + {normal_policy}"
@@ -155,11 +153,7 @@ def compare_strategy(
             result, traces[name] = _played(world, days, sites, name, fast_name, normal_name)
         results.append(result)
     listener("done", len(pairs), len(pairs))
-    comparison = _comparison(world, days, split, sites, results)
-    if out is not None:
-        write_json(out / "strategy.json", comparison)
-        write_text(out / "strategy.html", strategy_html(comparison, _trace(world, days[0], sites, traces)))
-    return comparison
+    return _comparison(world, days, split, sites, results), _trace(world, days[0], sites, traces)
 
 
 def check_policy(name: str, problem: Literal["fast_charging", "normal_charging"]) -> str:
@@ -172,7 +166,9 @@ def check_policy(name: str, problem: Literal["fast_charging", "normal_charging"]
         return name
     if not Path(name).is_dir():
         known = (*names_of(problem), OPTIMUM)
-        raise ConfigError(f"strategy: there is no policy {name!r} of {problem} (known: {', '.join(known)}, a run folder)")
+        raise ConfigError(
+            f"strategy: there is no policy {name!r} of {problem} (known: {', '.join(known)}, a run folder)"
+        )
     learned = read_run(Path(name)).preset.get("problem", "normal_charging")
     if learned != problem:
         raise ConfigError(f"strategy: {name} was trained for {learned}, not for {problem}")
@@ -328,9 +324,7 @@ def _training_seeds(results: Sequence[StrategyResult]) -> set[int]:
     return {read_run(Path(name)).seed for name in names if Path(name).is_dir()}
 
 
-def _trace(
-    scenario: Scenario, day: Day, sites: _Sites, played: dict[str, tuple[FloatArray, FloatArray]]
-) -> DayTrace:
+def _trace(scenario: Scenario, day: Day, sites: _Sites, played: dict[str, tuple[FloatArray, FloatArray]]) -> DayTrace:
     """The first day of every strategy, summed over all sites."""
     absent = ~scenario.feeder.phase_present[None]
     return DayTrace(

@@ -5,7 +5,8 @@ of each row to a station: rows have slots of their own and go on past slots with
 steps as requests. Environments, rules, learned policies and the replay of an exact plan pass through one kernel.
 """
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -50,7 +51,8 @@ class FastWorld:
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Arrays that were pickled or copied come back writable: freeze them, or every kernel is compiled again."""
         for name, value in state.items():
-            for array in value if isinstance(value, (FastDays, FastRules)) else (value,):
+            parts: Iterable[Any] = vars(value).values() if isinstance(value, FastStations) else (value,)
+            for array in value if isinstance(value, (FastDays, FastRules)) else parts:
                 if isinstance(array, np.ndarray):
                     frozen(array)
             object.__setattr__(self, name, value)
@@ -77,7 +79,8 @@ class FastState:
 
     load_kw (B, T, J): power of every slot to which requests so far have led, plugs in use n_busy (B, T, J), energy
     after the last slot beyond_kwh (B, J). pending_eur (B, 2): what empty slots before this one cost, absorb and voltage
-    terms, which the next reward pays.
+    terms, which the next reward pays. episode (B,): days that the row began before this one; the next day that is drawn
+    for it follows from this.
     """
 
     day: IntArray
@@ -87,6 +90,7 @@ class FastState:
     n_busy: IntArray
     beyond_kwh: FloatArray
     pending_eur: FloatArray
+    episode: IntArray
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,9 +100,10 @@ class FastOutcome:
     absorb_eur, energy_eur: by how much it raised the terms of (1); the first request of a slot pays what the slot cost
     without any, and slots without requests before it. stranded_eur. voltage_eur: of the slot that it finished; the last
     request of a day also pays for the slots after it.
-    station (B,): where it went, J if stranded. delivered_kwh (B,): energy of the charge; charge_eur (B,): (2).
-    n_slots (B,): slots that the step finished; of these violation_pu, n_violations: sum and number of bus-phases
-    outside the effective limits, and n_collapsed: slots without a power flow.
+    station (B,): where it went, J if stranded, and n_stranded (B,) is 1. delivered_kwh (B,): energy of the charge;
+    charge_eur (B,): (2). n_slots (B,): slots that the step finished; of these violation_pu, n_violations: sum and
+    number of bus-phases outside the effective limits, and n_collapsed: slots without a power flow. n_replaced (B,): see
+    `step_executed`.
     """
 
     absorb_eur: FloatArray
@@ -106,12 +111,14 @@ class FastOutcome:
     stranded_eur: FloatArray
     voltage_eur: FloatArray
     station: IntArray
+    n_stranded: IntArray
     delivered_kwh: FloatArray
     charge_eur: FloatArray
     n_slots: IntArray
     violation_pu: FloatArray
     n_violations: IntArray
     n_collapsed: IntArray
+    n_replaced: IntArray
 
     @property
     def cost_eur(self) -> FloatArray:
@@ -211,6 +218,7 @@ def make_fast_world(scenario: "Scenario", days: Sequence[Day]) -> FastWorld:
         consumption_kwh_per_km=_padded([fast.consumption_kwh_per_km for fast in fasts]),
         distance_km=_padded([fast.distance_km for fast in fasts]),
         growth_frac=_stacked([day.forecast.growth_frac for day in days]),
+        price_error_eur_per_kwh=_stacked([day.forecast.import_eur_per_kwh for day in days]),
         base_error_kw=_stacked([day.forecast.fast_base_kw for day in days]),
         dg_error_kw=_stacked([day.forecast.fast_dg_kw for day in days]),
     )
@@ -246,8 +254,8 @@ def _padded(values: Sequence[np.ndarray]) -> Any:
 # ------------------------------------------------------------------------------------------------------- the steps
 
 
-def initial_state(world: FastWorld, day: IntArray) -> FastState:
-    """The first request of the given days, an array (B,) of rows of the world's stack."""
+def initial_state(world: FastWorld, day: IntArray, episode: IntArray | None = None) -> FastState:
+    """The first request of the given days, an array (B,) of rows of the world's stack; episode (B,), 0 by default."""
     day = np.array(day, dtype=np.int64)
     n, shape = len(day), (len(day), N_SLOTS, world.n_stations)
     slot, pending, load = np.empty(n, dtype=np.int64), np.empty((n, 2)), np.zeros(shape)
@@ -261,12 +269,13 @@ def initial_state(world: FastWorld, day: IntArray) -> FastState:
         n_busy=np.zeros(shape, dtype=np.int64),
         beyond_kwh=np.zeros((n, world.n_stations)),
         pending_eur=pending,
+        episode=np.zeros(n, dtype=np.int64) if episode is None else np.array(episode, dtype=np.int64),
     )
 
 
 def with_reset_rows(world: FastWorld, state: FastState, rows: BoolArray, day: IntArray) -> FastState:
-    """The state in which the marked rows (B,) begin the given days (number of marked rows,)."""
-    fresh, out = initial_state(world, day), _copied(state)
+    """The state in which the marked rows (B,) begin the given days (number of marked rows,), their next episodes."""
+    fresh, out = initial_state(world, day, state.episode[rows] + 1), _copied(state)
     for name in FastState.__dataclass_fields__:
         getattr(out, name)[rows] = getattr(fresh, name)
     return out
@@ -274,6 +283,11 @@ def with_reset_rows(world: FastWorld, state: FastState, rows: BoolArray, day: In
 
 def _copied(state: FastState) -> FastState:
     return FastState(**{name: getattr(state, name).copy() for name in FastState.__dataclass_fields__})
+
+
+def rows_of(state: FastState, rows: Any) -> FastState:
+    """The state of some of the rows: indices or a mask."""
+    return FastState(**{name: getattr(state, name)[rows] for name in FastState.__dataclass_fields__})
 
 
 def action_masks(world: FastWorld, state: FastState) -> BoolArray:
@@ -285,6 +299,19 @@ def action_masks(world: FastWorld, state: FastState) -> BoolArray:
     arguments = (world.days, world.rules, state.day, state.slot, state.request, state.n_busy, out)
     run_rows(kernels.mask, len(state.day), arguments, parallel_from=PARALLEL_FROM_ROWS)
     return out
+
+
+def step_executed(world: FastWorld, state: FastState, action: IntArray) -> tuple[FastState, FastOutcome]:
+    """As `step`, for actions 0 .. J of which some may not be allowed, n_replaced of the outcome says which (B,).
+
+    In their place the nearest allowed station is taken, of equally near ones the first, or J where none is allowed.
+    """
+    mask, rows = action_masks(world, state), np.arange(len(state.day))
+    distance = np.where(mask[:, :-1], world.days.distance_km[state.day, state.request], np.inf)
+    nearest = np.where(mask[:, -1], world.n_stations, distance.argmin(axis=1))
+    replaced = ~mask[rows, action]
+    after, outcome = step(world, state, np.where(replaced, nearest, action))
+    return after, dataclasses.replace(outcome, n_replaced=replaced.astype(np.int64))
 
 
 def step(world: FastWorld, state: FastState, action: IntArray) -> tuple[FastState, FastOutcome]:
@@ -316,9 +343,11 @@ def step(world: FastWorld, state: FastState, action: IntArray) -> tuple[FastStat
         stranded_eur=terms[:, 2],
         voltage_eur=voltage_eur,
         station=action,
+        n_stranded=(action == world.n_stations).astype(np.int64),
         delivered_kwh=delivered,
         charge_eur=delivered * world.days.import_eur_per_kwh[state.day, state.slot],
         n_slots=after.slot - state.slot,
+        n_replaced=np.zeros(n, dtype=np.int64),
         **found,
     )
 
@@ -394,7 +423,99 @@ def _refuse(world: FastWorld, d: int, r: int, j: int, n_busy: IntArray) -> None:
     )
 
 
-# ---------------------------------------------------------------------------------------------------- replay
+# ------------------------------------------------------------------------------------------- what policies may know
+
+
+@dataclass(frozen=True, eq=False)
+class FastView:
+    """What a policy may know when it sends a request, batched (B, ...): nothing of requests of later slots.
+
+    day (B,): row of the world's stack, slot (B,), request (B,): number of the present request in its day. n_slot (B,):
+    all requests of the slot, n of (1); n_waiting (B,): those still to be sent, which all asked at its beginning. Of
+    these, in the order in which they are sent, W the most of any row, padded with zeros: missing_kwh, spare_kwh (B, W):
+    (1 - SoC0) C and (SoC0 - reserve) C; distance_km, drive_kwh (B, W, J): the way to each station and what it takes,
+    inf where none leads. The first of them is the present request; allowed (B, J + 1) are its actions. load_kw, n_busy
+    (B, T, J): committed so far, the present slot included. import_eur_per_kwh (B, T), base_kw and dg_kw (B, T, J): the
+    truth up to the slot and forecasts beyond it.
+    """
+
+    day: IntArray
+    slot: IntArray
+    request: IntArray
+    n_slot: IntArray
+    n_waiting: IntArray
+    missing_kwh: FloatArray
+    spare_kwh: FloatArray
+    distance_km: FloatArray
+    drive_kwh: FloatArray
+    allowed: BoolArray
+    load_kw: FloatArray
+    n_busy: IntArray
+    import_eur_per_kwh: FloatArray
+    base_kw: FloatArray
+    dg_kw: FloatArray
+    rules: FastRules
+
+    @property
+    def n_free(self) -> IntArray:
+        """Plugs of each station that are free in the slot, (B, J)."""
+        return np.asarray(self.rules.n_plugs - self.n_busy[np.arange(len(self.slot)), self.slot])
+
+    @property
+    def surplus_kw(self) -> FloatArray:
+        """Local generation that neither base nor charging takes in the slot, (B, J); negative where there is none."""
+        rows = np.arange(len(self.slot))
+        return np.asarray((self.dg_kw - self.base_kw - self.load_kw)[rows, self.slot])
+
+
+def view(world: FastWorld, state: FastState) -> FastView:
+    """What a rule or a planning policy may know of rows whose day is not over; see `FastView`.
+
+    Raises:
+        ConfigError: the day of a row is over.
+    """
+    if state.slot.max() >= N_SLOTS:
+        raise ConfigError(f"the day of row {int(state.slot.argmax())} is over; there is nothing to be sent")
+    days, day, slot = world.days, state.day, state.slot
+    stop = days.slot_start[day, slot + 1]
+    n_waiting = stop - state.request
+    place = np.arange(int(n_waiting.max()))[None]
+    waits = place < n_waiting[:, None]
+    at = (day[:, None], np.where(waits, state.request[:, None] + place, 0))
+    distance = np.where(waits[:, :, None], days.distance_km[at], 0.0)
+    lead = np.arange(N_SLOTS)[None] - slot[:, None]
+    growth = np.where(lead > 0, np.take_along_axis(days.growth_frac[day], np.maximum(lead, 0), axis=1), 0.0)
+    return FastView(
+        day=day,
+        slot=slot,
+        request=state.request,
+        n_slot=stop - days.slot_start[day, slot],
+        n_waiting=n_waiting,
+        missing_kwh=np.where(waits, days.missing_kwh[at], 0.0),
+        spare_kwh=np.where(waits, days.spare_kwh[at], 0.0),
+        distance_km=distance,
+        drive_kwh=distance * days.consumption_kwh_per_km[at][:, :, None],
+        allowed=action_masks(world, state),
+        load_kw=state.load_kw,
+        n_busy=state.n_busy,
+        import_eur_per_kwh=days.import_eur_per_kwh[day] + growth * days.price_error_eur_per_kwh[day],
+        base_kw=days.base_kw[day] + growth[:, :, None] * days.base_error_kw[day],
+        dg_kw=days.dg_kw[day] + growth[:, :, None] * days.dg_error_kw[day],
+        rules=world.rules,
+    )
+
+
+def observe(world: FastWorld, state: FastState) -> np.ndarray:
+    """Observation float32 (B, F); rows whose day is over show only the time. Table in fast_observation.py."""
+    n = len(state.day)
+    out = np.zeros((n, kernels.n_features(world.n_stations)), dtype=np.float32)
+    arguments = (world.days, world.rules, world.stations.bus, world.spec.mean_requests_per_slot)
+    arguments_of_state = (state.day, state.slot, state.request, state.load_kw, state.n_busy, out)
+    run_rows(kernels.observe, n, arguments + arguments_of_state, parallel_from=PARALLEL_FROM_ROWS)
+    return out
+
+
+# ---------------------------------------------------------------------------------------------------------- replay
 
 
 @dataclass(frozen=True, eq=False)

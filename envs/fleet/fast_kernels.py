@@ -5,8 +5,10 @@ it: ``load_kw`` and ``n_busy`` (B, T, J) are what is committed so far, the prese
 tests/reference_fast.py.
 """
 
+import math
 from typing import NamedTuple
 
+import numpy as np
 from numba import njit
 
 from evcs_gym.envs.compilation import inner
@@ -35,6 +37,7 @@ class FastDays(NamedTuple):
     consumption_kwh_per_km: FloatArray  # (D, R)
     distance_km: FloatArray  # (D, R, J)
     growth_frac: FloatArray  # (D, T)
+    price_error_eur_per_kwh: FloatArray  # (D, T)
     base_error_kw: FloatArray  # (D, T, J)
     dg_error_kw: FloatArray  # (D, T, J)
 
@@ -294,3 +297,123 @@ def mask(
             out[b, j] = over or allowed(days, rules, day[b], slot[b], request[b], j, n_busy[b])
             some = some or out[b, j]
         out[b, n_stations] = over or not some
+
+
+LEADS_SLOTS = (1, 2, 4, 8)
+"""Lead times at which the observation shows committed load and the surplus to come."""
+N_COMMON = 9
+N_PER_STATION = 18
+OBSERVATION_CLIP = 10.0
+DISTANCE_SCALE_KM = 10.0
+ENERGY_SCALE_KWH = 50.0
+DRIVE_SCALE_KWH = 2.0
+POWER_SCALE_KW = 100.0
+PRICE_SCALE_EUR_PER_KWH = 0.1
+VOLTAGE_SCALE_PU = 0.05
+
+
+def n_features(n_stations: int) -> int:
+    """Length of the observation."""
+    return N_COMMON + N_PER_STATION * n_stations
+
+
+@inner
+def forecast_net_kw(days: FastDays, d: int, t: int, s: int, j: int) -> float:
+    """Base load less DG of slot s as slot t knows it."""
+    growth = days.growth_frac[d, s - t] if s > t else 0.0
+    base = days.base_kw[d, s, j] + growth * days.base_error_kw[d, s, j]
+    return float(base - days.dg_kw[d, s, j] - growth * days.dg_error_kw[d, s, j])
+
+
+@inner
+def foreseen_eur(
+    days: FastDays, rules: FastRules, d: int, t: int, j: int, energy_kwh: float, load_kw: FloatArray
+) -> float:
+    """By how much a charge at station j raises the first term of (1) until it ends, or the day does, as forecast."""
+    total, left, s = 0.0, energy_kwh, t
+    while left > ENERGY_ROUNDING_KWH and s < N_SLOTS:
+        power = min(rules.plug_kw[j], left / SLOT_H)
+        net = forecast_net_kw(days, d, t, s, j) + load_kw[s, j]
+        total += abs(net + power) - abs(net)
+        left -= power * SLOT_H
+        s += 1
+    return rules.absorb_eur_per_kw * total
+
+
+@inner
+def station_features(
+    days: FastDays,
+    rules: FastRules,
+    bus: int,
+    d: int,
+    t: int,
+    r: int,
+    j: int,
+    load_kw: FloatArray,
+    n_busy: IntArray,
+    out: FloatArray,
+) -> None:
+    """The features of station j for request r, N_PER_STATION numbers."""
+    distance = min(days.distance_km[d, r, j], OBSERVATION_CLIP * DISTANCE_SCALE_KM)  # inf where no way leads
+    drive = distance * days.consumption_kwh_per_km[d, r]
+    plug, energy = rules.plug_kw[j], days.missing_kwh[d, r] + drive
+    net = days.base_kw[d, t, j] - days.dg_kw[d, t, j] + load_kw[t, j]
+    power = min(plug, energy / SLOT_H)
+    now = rules.absorb_eur_per_kw * (abs(net + power) - abs(net))
+    n_requests = days.slot_start[d, t + 1] - days.slot_start[d, t]
+    drive_eur = rules.energy_weight * drive * days.import_eur_per_kwh[d, t] / n_requests
+    out[0] = 1.0 if allowed(days, rules, d, t, r, j, n_busy) else 0.0
+    out[1] = distance / DISTANCE_SCALE_KM
+    out[2] = drive / DRIVE_SCALE_KWH
+    out[3] = plug / POWER_SCALE_KW
+    out[4] = (rules.n_plugs[j] - n_busy[t, j]) / rules.n_plugs[j]
+    out[5] = net / POWER_SCALE_KW
+    out[6] = load_kw[t, j] / POWER_SCALE_KW
+    out[7] = now + drive_eur
+    out[8] = foreseen_eur(days, rules, d, t, j, energy, load_kw) + drive_eur
+    for k in range(len(LEADS_SLOTS)):
+        s = t + LEADS_SLOTS[k]
+        out[9 + k] = (forecast_net_kw(days, d, t, s, j) + load_kw[s, j]) / POWER_SCALE_KW if s < N_SLOTS else 0.0
+        out[13 + k] = load_kw[s, j] / POWER_SCALE_KW if s < N_SLOTS else 0.0
+    headroom = 1.0
+    for p in range(days.vmin_pu.shape[3]):
+        headroom = min(headroom, days.base_voltage_pu[d, t, bus, p] - days.vmin_pu[d, t, bus, p])
+    out[17] = headroom / VOLTAGE_SCALE_PU
+
+
+@njit(cache=True, nogil=True)
+def observe(
+    first: int,
+    stop_row: int,
+    days: FastDays,
+    rules: FastRules,
+    bus: IntArray,
+    mean_requests: float,
+    day: IntArray,
+    slot: IntArray,
+    request: IntArray,
+    load_kw: FloatArray,
+    n_busy: IntArray,
+    out: np.ndarray,
+) -> None:
+    """Observation of every row into ``out``, float32 (B, F), zero before; table in fast_observation.py."""
+    n_stations = rules.plug_kw.shape[0]
+    for b in range(first, stop_row):
+        d, t, r = day[b], slot[b], request[b]
+        row = np.zeros(N_COMMON + N_PER_STATION * n_stations)
+        row[0] = t / N_SLOTS
+        row[1] = math.sin(2.0 * math.pi * t / N_SLOTS)
+        row[2] = math.cos(2.0 * math.pi * t / N_SLOTS)
+        if t < N_SLOTS:
+            row[3] = (days.slot_start[d, t + 1] - days.slot_start[d, t]) / mean_requests
+            row[4] = (days.slot_start[d, t + 1] - r) / mean_requests
+            row[5] = days.missing_kwh[d, r] / ENERGY_SCALE_KWH
+            row[6] = days.spare_kwh[d, r] / ENERGY_SCALE_KWH
+            row[7] = days.spare_kwh[d, r] / days.consumption_kwh_per_km[d, r] / DISTANCE_SCALE_KM
+            row[8] = days.import_eur_per_kwh[d, t] / PRICE_SCALE_EUR_PER_KWH
+            for j in range(n_stations):
+                at = N_COMMON + N_PER_STATION * j
+                part = row[at : at + N_PER_STATION]
+                station_features(days, rules, bus[j], d, t, r, j, load_kw[b], n_busy[b], part)
+        for f in range(row.shape[0]):
+            out[b, f] = min(max(row[f], -OBSERVATION_CLIP), OBSERVATION_CLIP)

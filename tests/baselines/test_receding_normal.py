@@ -101,7 +101,7 @@ def test_surplus_is_left_to_a_car_that_is_expected_to_need_it() -> None:
 
 
 def test_whole_cars_take_a_surplus_only_if_it_is_worth_it() -> None:
-    # One car of 10 kW, one slot to charge, surplus 4 kW in slot 3: |4 - 10| = 6 kW above it, 0.02 EUR/kWh. Charging there
+    # One car of 10 kW, one slot to charge, surplus 4 kW in slot 3: |4 - 10| = 6 kW above it, 0.02 EUR/kWh. There it
     # moves the gap from 4 to 6 kW, +0.02 EUR; in slot 6 without surplus it moves from 0 to 10 kW, +0.10 EUR more.
     # Slot 6 must be cheaper by more than (10 - 2) kW * 0.5 h * 0.02 EUR/kWh = 0.08 EUR on 5 kWh: 1.6 cents.
     scenario = tiny_scenario()
