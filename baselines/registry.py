@@ -17,6 +17,7 @@ from evcs_gym.envs.types import FloatArray
 
 if TYPE_CHECKING:
     from evcs_gym.envs.market.operators import Operator
+    from evcs_gym.envs.scenario import Scenario
 
 NAIVE_RULE = "charge_on_arrival"
 """The reference of normal charging at which captured is 0."""
@@ -38,24 +39,44 @@ RULES: dict[str, Callable[[View], FloatArray]] = {
 """Rules of normal charging by name."""
 
 
-def _receding_market() -> MarketPolicy:
+def _receding_market(_scenario: "Scenario | None") -> MarketPolicy:
     from evcs_gym.baselines.receding_market import RecedingHorizon
 
     return RecedingHorizon()
 
 
-def _four_stage() -> MarketPolicy:
+def _four_stage(_scenario: "Scenario | None") -> MarketPolicy:
     from evcs_gym.baselines.four_stage import FourStage
 
     return FourStage(make_operator("misocp"))
 
 
-PLANNERS: Final[Mapping[str, Mapping[str, Callable[[], Any]]]] = {
-    "normal_charging": {},
-    "market": {"receding_horizon": _receding_market, "four_stage": _four_stage},
+def _receding_normal(scenario: "Scenario | None") -> Rule:
+    from evcs_gym.baselines.receding_normal import receding_horizon
+
+    if scenario is None:
+        raise ConfigError(
+            f"planner {RECEDING_HORIZON!r} needs the scenario whose cars it is to expect: pass scenario=..."
+        )
+    return receding_horizon(scenario)
+
+
+def _slot_optimum(_scenario: "Scenario | None") -> FastRulePolicy:
+    from evcs_gym.baselines.slot_optimum import SlotOptimum
+
+    return FastRulePolicy(SLOT_OPTIMUM, SlotOptimum())
+
+
+RECEDING_HORIZON: Final = "receding_horizon"
+SLOT_OPTIMUM: Final = "slot_optimum"
+
+PLANNERS: "Final[Mapping[str, Mapping[str, Callable[[Scenario | None], Any]]]]" = {
+    "normal_charging": {RECEDING_HORIZON: _receding_normal},
+    "market": {RECEDING_HORIZON: _receding_market, "four_stage": _four_stage},
+    "fast_charging": {SLOT_OPTIMUM: _slot_optimum},
 }
-"""By problem: policies that solve programmes while they play, milliseconds a slot and more; made when asked for, since
-they need Pyomo and a solver."""
+"""By problem: policies that solve programmes while they play, milliseconds a decision and more; some need the scenario.
+Their modules are imported when they are asked for: Pyomo takes half a second that a user of rules need not wait."""
 
 OPERATORS: Final = ("pro_rata", "misocp", "none")
 """Network operators of the market by name; environments take the object (`operator=`)."""
@@ -67,7 +88,7 @@ def make_operator(name: str) -> "Operator":
     Raises:
         ConfigError: there is none of that name; says the nearest.
     """
-    if name == "misocp":  # imported here: Pyomo takes half a second that a user of the others need not wait
+    if name == "misocp":
         from evcs_gym.baselines.operator_misocp import MISOCP
 
         return MISOCP
@@ -94,6 +115,15 @@ def rules_of(problem: str) -> Mapping[str, Callable[..., Any]]:
         "fast_charging": FAST_RULES,
     }
     return known[played(problem)]
+
+
+def names_of(problem: str) -> tuple[str, ...]:
+    """Names that `make_policy` knows in a problem: rules, then planners.
+
+    Raises:
+        ConfigError: no policies play in that problem.
+    """
+    return (*rules_of(problem), *PLANNERS[problem])
 
 
 def played(problem: str) -> str:
@@ -137,16 +167,19 @@ def make_rule(name: str, problem: str = "normal_charging") -> Rule | MarketRuleP
     return FastRulePolicy(name, FAST_RULES[name]) if problem == "fast_charging" else Rule(name, RULES[name])
 
 
-def make_policy(name: str, problem: str = "normal_charging") -> Any:
+def make_policy(name: str, problem: str = "normal_charging", scenario: "Scenario | None" = None) -> Any:
     """A fresh policy of the registry: a rule or a planner.
 
+    Args:
+        scenario: what a planner may ask for, see `PLANNERS`; rules do not ask.
+
     Raises:
-        ConfigError: none of that name; says the nearest. No policies play in that problem.
+        ConfigError: none of that name; says the nearest. No policies play in that problem. A planner without the
+            scenario that it needs.
     """
-    planners = PLANNERS[played(problem)]
-    if name in planners:
-        return planners[name]()
-    if name in rules_of(problem):
-        return make_rule(name, problem)
-    known = (*rules_of(problem), *planners)
-    raise ConfigError(f"there is no policy {name!r}{_nearest(name, known)} (known: {', '.join(known)})")
+    known = names_of(problem)
+    if name in PLANNERS[problem]:
+        return PLANNERS[problem][name](scenario)
+    if name not in known:
+        raise ConfigError(f"there is no policy {name!r}{_nearest(name, known)} (known: {', '.join(known)})")
+    return make_rule(name, problem)

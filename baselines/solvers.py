@@ -17,6 +17,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -639,6 +640,74 @@ class _Worker:
         self.process.wait()
 
 
+_CHANGEABLE = ("cost", "col_lower", "col_upper", "row_lower", "row_upper")
+"""What a `HotProgramme` takes anew for every solve."""
+
+
+class HotProgrammes:
+    """Linear programmes that stay loaded in a child of their own, by key.
+
+    A solve sends costs, bounds and right sides only and starts from the basis of the last one: programmes that differ
+    little from solve to solve take a fraction of the time. The child ends with this object.
+    """
+
+    def __init__(self) -> None:
+        self._child: _Worker | None = None
+        self._loaded: dict[int, StandardForm] = {}
+
+    def load(self, key: int, form: StandardForm) -> None:
+        """Keep a programme under a key; its matrix stays.
+
+        Raises:
+            DataError: NaN in the programme. SolverError: the solver is missing, died or refused the programme.
+        """
+        check_numbers(form)
+        request = {name: getattr(form.relaxed(), name) for name in StandardForm.__dataclass_fields__}
+        no_stop = {"time_limit_s": float("inf"), "relative_gap": 0.0, "absolute_gap": 0.0, "start_x": None}
+        self._ask({"load": key, **request, **no_stop}, START_LIMIT_S)
+        self._loaded[key] = form
+
+    def solve(self, key: int, form: StandardForm, time_limit_s: float) -> FloatArray:
+        """Optimal point (n,) of a loaded programme with the costs, bounds and right sides of ``form``.
+
+        Raises:
+            ConfigError: nothing is loaded under the key, or a programme with another matrix.
+            DataError: NaN in the programme.
+            InfeasibleError: the programme has no feasible point.
+            SolverError: the solver died, or ended without an optimum, as when time was over.
+        """
+        from evcs_gym.envs.errors import ConfigError
+
+        if key not in self._loaded:
+            raise ConfigError(f"no programme is loaded under key {key}; call load first")
+        if form.value is not self._loaded[key].value:
+            raise ConfigError(f"the programme under key {key} must keep its matrix, got another one; load that one")
+        check_numbers(form)
+        changes = {name: getattr(form, name) for name in _CHANGEABLE}
+        reply = self._ask({"hot": key, "time_limit_s": time_limit_s, **changes}, time_limit_s + KILL_AFTER_S)
+        if reply["status"] == "infeasible":
+            raise infeasible_error(form)
+        if reply["status"] != Status.OPTIMAL:
+            raise _solver_error(f"ended with status {reply['status']!r} ({reply['detail']}), which is no optimum")
+        return np.asarray(reply["x"])
+
+    def _ask(self, request: dict[str, Any], limit_s: float) -> dict[str, Any]:
+        if self._child is None:
+            self._child = _Worker()
+            weakref.finalize(self, self._child.kill)
+        child, clean = self._child, False
+        try:
+            reply = child.ask(request, limit_s)
+            clean = reply is not None and reply["status"] != "failed"
+        finally:
+            if not clean:  # nobody knows what it still holds
+                child.kill()
+                self._child, self._loaded = None, {}
+        if reply is None or not clean:
+            raise _solver_error(f"gave no answer within {limit_s:.3g} s" if reply is None else reply["detail"])
+        return reply
+
+
 _lock = threading.Lock()
 _idle: list[_Worker] = []
 _busy: list[_Worker] = []
@@ -748,9 +817,10 @@ def _serve() -> None:
         _write(answers, {"error": str(error)})
         return
     _write(answers, {"version": highspy.Highs().version()})
+    loaded: dict[int, Any] = {}
     while (request := _read(sys.stdin.buffer)) is not None:
         try:
-            reply = _run_highs(highspy, request)
+            reply = _answer(highspy, request, loaded)
         except Exception as error:  # the parent must learn of anything that goes wrong here
             reply = {"status": "failed", "detail": f"{type(error).__name__}: {error}"}
         _write(answers, reply)
@@ -797,9 +867,28 @@ def _load(highspy: Any, request: dict[str, Any]) -> Any:
     return highs
 
 
-def _run_highs(highspy: Any, request: dict[str, Any]) -> dict[str, Any]:
-    """Solve one programme and put the outcome into plain arrays and numbers."""
-    highs = _load(highspy, request)
+def _answer(highspy: Any, request: dict[str, Any], loaded: dict[int, Any]) -> dict[str, Any]:
+    """Reply to a request: keep a programme, solve a kept one again, or solve a new one."""
+    if "load" in request:
+        loaded[request["load"]] = _load(highspy, request)
+        return {"status": "loaded"}
+    return _run_highs(highspy, request, _changed(loaded[request["hot"]], request) if "hot" in request else None)
+
+
+def _changed(highs: Any, request: dict[str, Any]) -> Any:
+    """A loaded programme with other costs, bounds and right sides; its last basis is the start."""
+    columns = np.arange(len(request["cost"]), dtype=np.int32)
+    rows = np.arange(len(request["row_lower"]), dtype=np.int32)
+    highs.changeColsCost(len(columns), columns, request["cost"])
+    highs.changeColsBounds(len(columns), columns, request["col_lower"], request["col_upper"])
+    highs.changeRowsBounds(len(rows), rows, request["row_lower"], request["row_upper"])
+    highs.setOptionValue("time_limit", highs.getRunTime() + float(request["time_limit_s"]))  # its clock runs on
+    return highs
+
+
+def _run_highs(highspy: Any, request: dict[str, Any], kept: Any = None) -> dict[str, Any]:
+    """Solve one programme, a new or a kept one, and put the outcome into plain arrays and numbers."""
+    highs = _load(highspy, request) if kept is None else kept
     highs.run()
     status = highs.getModelStatus()
     names = {
@@ -811,7 +900,7 @@ def _run_highs(highspy: Any, request: dict[str, Any]) -> dict[str, Any]:
         highspy.HighsModelStatus.kUnboundedOrInfeasible: "unbounded or infeasible",
     }
     info, solution = highs.getInfo(), highs.getSolution()
-    is_mip = bool(request["integer"].any())
+    is_mip = kept is None and bool(request["integer"].any())
     optimal = names.get(status) == "optimal"
     feasible = info.primal_solution_status == highspy.SolutionStatus.kSolutionStatusFeasible or optimal
     bound = info.mip_dual_bound if is_mip else info.objective_function_value if optimal else -np.inf

@@ -504,6 +504,32 @@ def exploit(
 
 
 @app.command()
+def strategy(
+    fast: Annotated[str, typer.Option(help="Fast charging: a rule, 'slot_optimum', 'optimum' or a run folder.")],
+    normal: Annotated[str, typer.Option(help="At home: a rule, 'receding_horizon', 'optimum' or a run folder.")],
+    days: Annotated[int, typer.Option(min=1, help="How many days: the seeds 0 to N-1.")] = 10,
+    split: SplitName = Split.test,
+    scenario: ScenarioName = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for strategy.json and strategy.html.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Schedule fast charging, then charging at home, on the same days; beside uncoordinated charging."""
+    from evcs_gym.evaluation.records import as_json as json_of
+    from evcs_gym.evaluation.strategy import compare_strategy
+    from evcs_gym.evaluation.strategy_page import publish, strategy_table
+
+    with _quiet_stdout(), _StageProgress(console=_stderr()) as progress:
+        comparison, trace = compare_strategy(fast, normal, days, split.value, scenario, progress.show)
+    page = None if out is None else publish(out, comparison, trace)
+    if as_json:
+        typer.echo(json_of(comparison))
+    else:
+        _stdout().print(strategy_table(comparison))
+    if page is not None:
+        _stderr().print(f"report: {page}", soft_wrap=True)
+
+
+@app.command()
 def render(
     out: Annotated[Path, typer.Option(help="The GIF that is written.")] = Path("runs/day.gif"),
     policy: Annotated[str, typer.Option(help="The rule that all stations play.")] = "dp_truthful",

@@ -8,7 +8,7 @@ import numpy as np
 
 from evcs_gym.baselines.open_loop import OpenLoop, bus_totals_kw
 from evcs_gym.baselines.policy import Policy
-from evcs_gym.baselines.registry import NAIVE_RULE, RULES, make_rule
+from evcs_gym.baselines.registry import NAIVE_RULE, PLANNERS, RULES, make_policy, make_rule
 from evcs_gym.baselines.score import Rollout, ms_per_decision, rollout
 from evcs_gym.envs import Day, Scenario
 from evcs_gym.envs.errors import ConfigError
@@ -23,6 +23,7 @@ from evcs_gym.evaluation.records import DayTrace, Kind, PolicyResult, policy_res
 if TYPE_CHECKING:
     from evcs_gym.baselines.certificate import Solution
 
+PROBLEM = "normal_charging"
 OPEN_LOOP = "open_loop_optimum"
 """The exact plan's bus totals replayed through the disaggregation."""
 BOUND_LABEL = "LP with power in [0, p] and exact energy per car, no network"
@@ -73,7 +74,7 @@ def _first_day(contest: Contest, policy: Policy) -> FirstDay:
 
 
 def _play_rule(contest: Contest, name: str) -> Played:
-    rule = make_rule(name)
+    rule = make_policy(name, PROBLEM, contest.scenario)
     result = _scored(
         contest, name, "rule", [rollout(contest.world, rule)], ms_per_decision=ms_per_decision(contest.world, rule)
     )
@@ -126,7 +127,7 @@ def _play(contest: Contest, name: str, runs: Mapping[str, Run]) -> Played:
         return _play_optimum(contest)
     if name == OPEN_LOOP:
         return _play_open_loop(contest)
-    return _play_rule(contest, name) if name in RULES else _play_run(contest, name, runs[name])
+    return _play_run(contest, name, runs[name]) if name in runs else _play_rule(contest, name)
 
 
 def _trace(contest: Contest, played: Sequence[Played]) -> DayTrace:
@@ -150,6 +151,7 @@ NORMAL_CHARGING = Game(
     naive_label=NAIVE_RULE,
     bound_label=BOUND_LABEL,
     rules=RULES,
+    planners=tuple(PLANNERS[PROBLEM]),
     plans=(OPTIMUM, OPEN_LOOP),
     solve=_solve,
     world=make_world,

@@ -488,3 +488,49 @@ def _clock_axis(axes: Axes, time_h: FloatArray, labelled: bool) -> None:
 
 def _clock(value: float, _: int | None) -> str:
     return f"{round(value) % 24:02d}:00"
+
+
+# --- (f) voltage of every bus ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class VoltageProfiles:
+    """Lowest and highest voltage of every bus and phase by strategy, each (n_buses, 3), 0 where there is no such phase;
+    vmin_pu, vmax_pu: the limits, alike."""
+
+    bus_name: Sequence[str]
+    vmin_pu: Sequence[Sequence[float]]
+    vmax_pu: Sequence[Sequence[float]]
+    lowest_pu: Mapping[str, Sequence[Sequence[float]]]
+    highest_pu: Mapping[str, Sequence[Sequence[float]]]
+
+
+def profile_figure(profiles: VoltageProfiles) -> Figure:
+    """A panel per phase: range of the voltage of every bus, one band per strategy, the limits dashed."""
+    place = np.arange(len(profiles.bus_name))
+    with _style():
+        figure = Figure(figsize=(WIDTH_IN, 0.9 + 1.9 * len(PHASES)), layout="constrained")
+        panels = figure.subplots(len(PHASES), 1, sharex=True, sharey=True)
+        for phase, axes in enumerate(panels):
+            for label, colour in zip(profiles.lowest_pu, SEED_COLOURS, strict=False):
+                low, high = (_of_phase(of[label], phase) for of in (profiles.lowest_pu, profiles.highest_pu))
+                axes.fill_between(place, low, high, color=colour, alpha=0.25, lw=0)
+                axes.plot(place, low, color=colour, lw=1.3, marker=".", label=label)
+                axes.plot(place, high, color=colour, lw=0.8)
+            for limit in (profiles.vmin_pu, profiles.vmax_pu):
+                axes.plot(place, _of_phase(limit, phase), color=VERMILLION, lw=1.1, ls=DASHED, label="limits")
+            axes.set_title(f"phase {PHASES[phase]}")
+            axes.set_ylabel("pu")
+        step = max(1, len(place) // 33)
+        panels[-1].set_xticks(place[::step], [str(name) for name in profiles.bus_name[::step]])
+        panels[-1].set_xlabel("bus of the feeder")
+        handles, names = panels[0].get_legend_handles_labels()
+        shown = dict(zip(names, handles, strict=True))
+        figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=len(shown))
+    return figure
+
+
+def _of_phase(values: Sequence[Sequence[float]], phase: int) -> FloatArray:
+    """One phase of all buses; NaN, which is not drawn, where it is absent."""
+    column = np.array(values)[:, phase]
+    return np.where(column > 0.0, column, np.nan)

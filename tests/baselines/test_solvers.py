@@ -22,6 +22,7 @@ from scipy.sparse import csc_array
 from evcs_gym.baselines import solvers
 from evcs_gym.baselines.certificate import dual_bound
 from evcs_gym.baselines.solvers import (
+    HotProgrammes,
     StandardForm,
     Status,
     Task,
@@ -374,3 +375,64 @@ def test_a_forked_process_has_children_of_its_own() -> None:
     """)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.stdout.split() == ["fine"], done.stderr
+
+
+# --------------------------------------------------------------------------------------------- programmes that stay
+
+
+def test_a_loaded_programme_follows_its_costs_and_right_sides() -> None:
+    # x + y = 1 in [0, 1]: all into the cheaper column; then half a unit more than one column holds
+    form, hot = form_of([1.0, 2.0], [[1.0, 1.0]], [1.0], [1.0]), HotProgrammes()
+    hot.load(0, form)
+    assert hot.solve(0, form, LIMIT_S).tolist() == [1.0, 0.0]
+    other = replace(form, cost=np.array([2.0, 1.0]))
+    assert hot.solve(0, other, LIMIT_S).tolist() == [0.0, 1.0]
+    more = replace(other, row_lower=np.array([1.5]), row_upper=np.array([1.5]))
+    assert hot.solve(0, more, LIMIT_S).tolist() == [0.5, 1.0]
+    assert hot.solve(0, form, LIMIT_S).tolist() == [1.0, 0.0]
+
+
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 10_000))
+def test_a_hot_start_ends_where_a_cold_one_does(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    matrix = rng.normal(size=(4, 8)).tolist()
+    hot = HotProgrammes()
+    for number in range(4):
+        cost, side = rng.normal(size=8).tolist(), rng.normal(size=4)
+        form = form_of(cost, matrix, (side - 1.0).tolist(), (side + 1.0).tolist(), box=(-5.0, 5.0))
+        if number == 0:
+            loaded = form
+            hot.load(3, loaded)
+        form = replace(form, value=loaded.value)
+        assert form.objective(hot.solve(3, form, LIMIT_S)) == pytest.approx(solve(Task(form), LIMIT_S).objective)
+
+
+def test_an_impossible_or_unknown_loaded_programme_is_an_error() -> None:
+    form, hot = form_of([1.0, 2.0], [[1.0, 1.0]], [1.0], [1.0]), HotProgrammes()
+    with pytest.raises(ConfigError, match="no programme is loaded under key 0; call load first"):
+        hot.solve(0, form, LIMIT_S)
+    hot.load(0, form)
+    with pytest.raises(InfeasibleError, match="2 variables and 1 rows has no feasible point"):
+        hot.solve(0, replace(form, row_lower=np.array([3.0]), row_upper=np.array([3.0])), LIMIT_S)
+    with pytest.raises(DataError, match="cost of a programme must be numbers, got NaN"):
+        hot.solve(0, replace(form, cost=np.array([np.nan, 1.0])), LIMIT_S)
+    assert hot.solve(0, form, LIMIT_S).tolist() == [1.0, 0.0]  # none of this ends the child
+    with pytest.raises(ConfigError, match="the programme under key 0 must keep its matrix, got another one"):
+        hot.solve(0, form_of([1.0], [[1.0]], [1.0], [1.0]), LIMIT_S)
+
+
+def test_a_child_that_dies_or_fails_is_an_error_and_its_programmes_are_gone() -> None:
+    form, hot = form_of([1.0, 2.0], [[1.0, 1.0]], [1.0], [1.0]), HotProgrammes()
+    hot.load(0, form)
+    assert hot._child is not None
+    hot._child.process.kill()
+    with pytest.raises(SolverError, match="solver HiGHS: died"):
+        hot.solve(0, form, LIMIT_S)
+    with pytest.raises(ConfigError, match="no programme is loaded under key 0"):
+        hot.solve(0, form, LIMIT_S)
+    wrong = replace(form, index=np.array([0, 7], dtype=np.int64))  # a row that does not exist
+    with pytest.raises(SolverError, match="the programme was refused"):
+        hot.load(0, wrong)
+    hot.load(0, form)  # a new child
+    assert hot.solve(0, form, LIMIT_S).tolist() == [1.0, 0.0]
