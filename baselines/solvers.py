@@ -9,6 +9,7 @@ top of this file.
 import atexit
 import contextlib
 import importlib
+import math
 import os
 import pickle
 import signal
@@ -271,19 +272,9 @@ def solve(task: Task, time_limit_s: float) -> Result:
     check_numbers(task.form)
     if time_limit_s <= 0.0:
         return _nothing(0.0)
-    request = {
-        **{name: getattr(task.form, name) for name in StandardForm.__dataclass_fields__},
-        "time_limit_s": time_limit_s,
-        "relative_gap": task.relative_gap,
-        "absolute_gap": task.absolute_gap,
-        "start_x": task.start,
-        "presolve": task.presolve,
-        "basis": None if task.basis is None else (task.basis.column, task.basis.row),
-        "keep_basis": task.keep_basis,
-    }
     began = time.perf_counter()
     with _worker() as worker:
-        reply = worker.ask(request, time_limit_s + KILL_AFTER_S)
+        reply = worker.ask(_request(task, time_limit_s), time_limit_s + KILL_AFTER_S)
     seconds = time.perf_counter() - began
     if reply is None:
         return _nothing(seconds)
@@ -301,6 +292,20 @@ def solve(task: Task, time_limit_s: float) -> Result:
         n_nodes=reply["n_nodes"],
         basis=None if reply["basis"] is None else Basis(*reply["basis"]),
     )
+
+
+def _request(task: Task, time_limit_s: float) -> dict[str, Any]:
+    """What a child is asked for, in plain arrays and numbers."""
+    return {
+        **{name: getattr(task.form, name) for name in StandardForm.__dataclass_fields__},
+        "time_limit_s": time_limit_s,
+        "relative_gap": task.relative_gap,
+        "absolute_gap": task.absolute_gap,
+        "start_x": task.start,
+        "presolve": task.presolve,
+        "basis": None if task.basis is None else (task.basis.column, task.basis.row),
+        "keep_basis": task.keep_basis,
+    }
 
 
 def solve_all(tasks: Sequence[Task], time_limit_s: float, n_workers: int = N_WORKERS) -> list[Result]:
@@ -662,9 +667,7 @@ class HotProgrammes:
             DataError: NaN in the programme. SolverError: the solver is missing, died or refused the programme.
         """
         check_numbers(form)
-        request = {name: getattr(form.relaxed(), name) for name in StandardForm.__dataclass_fields__}
-        no_stop = {"time_limit_s": float("inf"), "relative_gap": 0.0, "absolute_gap": 0.0, "start_x": None}
-        self._ask({"load": key, **request, **no_stop}, START_LIMIT_S)
+        self._ask({"load": key, **_request(Task(form.relaxed()), math.inf)}, START_LIMIT_S)
         self._loaded[key] = form
 
     def solve(self, key: int, form: StandardForm, time_limit_s: float) -> FloatArray:
@@ -683,7 +686,7 @@ class HotProgrammes:
         if form.value is not self._loaded[key].value:
             raise ConfigError(f"the programme under key {key} must keep its matrix, got another one; load that one")
         check_numbers(form)
-        changes = {name: getattr(form, name) for name in _CHANGEABLE}
+        changes = {"keep_basis": False} | {name: getattr(form, name) for name in _CHANGEABLE}
         reply = self._ask({"hot": key, "time_limit_s": time_limit_s, **changes}, time_limit_s + KILL_AFTER_S)
         if reply["status"] == "infeasible":
             raise infeasible_error(form)
