@@ -93,8 +93,9 @@ _PATIENCE: Final = 12
 """Rounds of cuts without gain after which a bound is settled."""
 N_NARROWINGS: Final = 8
 """Times that ranges of positions are narrowed and cuts begin again."""
+_AROUND_FRAC: Final = 1e-6
 _AROUND_KW: Final = 1e-6
-"""Room that is left around a narrowed range."""
+"""Room that is left around the cost of the plan at hand, and around a narrowed range."""
 _COMPILE: Final = threading.Lock()
 """Pyomo is not made for threads."""
 
@@ -552,8 +553,8 @@ def lift_bound(search: Search, references: Sequence[Reference], target_eur: floa
         reached = best >= min(target_eur, cutoff_eur)  # no point of the master costs less than a cutoff that is reached
         if reached or gained <= _least_gain_eur(search) or search.left_s <= 0.0:
             break
-        slots = _holding_slots(search, matrices, row_dual)
-        ranges = _narrowed(search, matrices, ranges, slots, cutoff_eur)
+        slots, around = _holding_slots(search, matrices, row_dual), _AROUND_FRAC * scale_eur(problem, cutoff_eur)
+        ranges = _narrowed(search, matrices, ranges, slots, cutoff_eur + around)
         matrices = _within(matrices, ranges)
     return best
 
