@@ -303,6 +303,7 @@ def ordering(
         _print_json({**found.model_dump(mode="json"), "rows": [row.as_dict() for row in rows]})
     else:
         _stdout().print(_table_of([table_row(row) for row in rows]))
+        _stdout().print(f"a bound of the network was needed on {rows[0].n_network} of {len(found.days)} days")
     if any(row.n_below or row.n_unexplained for row in rows):
         raise typer.Exit(1)
 
