@@ -84,6 +84,15 @@ class SpeedTarget(StrEnum):
     market = "market"
 
 
+class SecondSolver(StrEnum):
+    """Who is asked for a second opinion; those of `evcs_gym.baselines.second_opinion`."""
+
+    tangent = "tangent"
+    scip = "scip"
+    gurobi = "gurobi"
+    mosek = "mosek"
+
+
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout and nothing else.")]
 ProblemName = Annotated[str, typer.Argument(help="What is decided, such as normal_charging.")]
 SplitName = Annotated[Split, typer.Option(help="Which days.")]
@@ -190,7 +199,7 @@ def solve(
         str | None, typer.Option(help="Market: what the programme knows of the network.", show_default="none")
     ] = None,
     check: Annotated[
-        str | None, typer.Option(help="Market with network: another solver's opinion, tangent, scip, gurobi or mosek.")
+        SecondSolver | None, typer.Option(help="Market with network: another solver's opinion on some slots.")
     ] = None,
     check_slots: Annotated[int, typer.Option(min=1, max=48, help="Slots that it looks at, the tightest ones.")] = 2,
     plan: Annotated[Path | None, typer.Option(help="Store the plan of one day as .npz.")] = None,
@@ -222,7 +231,7 @@ def solve(
             records.append({"day": seed, "split": split.value, "scenario": world.name, **solution.as_dict()})
             if check is not None:
                 status.update(f"asking {check} for a second opinion on day {seed} ...")
-                opinions = _two_opinions(world, world.day(seed, split.value), solution, check, check_slots)
+                opinions = _two_opinions(world, world.day(seed, split.value), solution, check.value, check_slots)
                 records[-1]["check"] = opinions
     if plan is not None:
         _save_plan(plan, solution)

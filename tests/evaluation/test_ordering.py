@@ -21,7 +21,7 @@ from evcs_gym.envs import Scenario, load_scenario
 from evcs_gym.envs.errors import ConfigError, DataError
 from evcs_gym.envs.market.prepare import market_world
 from evcs_gym.evaluation import ordering as module
-from evcs_gym.evaluation.cli import app
+from evcs_gym.evaluation.cli import SecondSolver, app
 from evcs_gym.evaluation.ordering import (
     EXACT_PLAN,
     FILE,
@@ -213,7 +213,10 @@ def test_solve_shows_a_second_opinion_and_fails_where_it_is_another(
     assert np.isfinite(told["cost_eur"])
 
 
-def test_a_second_opinion_is_for_the_network_alone() -> None:
+def test_a_second_opinion_is_for_the_network_alone_and_by_a_known_solver() -> None:
+    assert [solver.value for solver in SecondSolver] == list(second_opinion.SECOND_SOLVERS)
+    wrong = CliRunner().invoke(app, ["solve", "market", "--network", "misocp", "--check", "clp"])
+    assert wrong.exit_code == 2
     done = CliRunner().invoke(app, ["solve", "market", "--check", "scip"])
     assert done.exit_code == 2
     assert "--check is for the market with --network misocp" in done.output
