@@ -84,6 +84,15 @@ class SpeedTarget(StrEnum):
     market = "market"
 
 
+class SecondSolver(StrEnum):
+    """Who is asked for a second opinion; those of `evcs_gym.baselines.second_opinion`."""
+
+    tangent = "tangent"
+    scip = "scip"
+    gurobi = "gurobi"
+    mosek = "mosek"
+
+
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout and nothing else.")]
 ProblemName = Annotated[str, typer.Argument(help="What is decided, such as normal_charging.")]
 SplitName = Annotated[Split, typer.Option(help="Which days.")]
@@ -196,7 +205,7 @@ def solve(
         str | None, typer.Option(help="Fast charging: optimise the day or each slot.", show_default="day")
     ] = None,
     check: Annotated[
-        str | None, typer.Option(help="Market with network: another solver's opinion, tangent, scip, gurobi or mosek.")
+        SecondSolver | None, typer.Option(help="Market with network: another solver's opinion on some slots.")
     ] = None,
     check_slots: Annotated[int, typer.Option(min=1, max=48, help="Slots that it looks at, the tightest ones.")] = 2,
     plan: Annotated[Path | None, typer.Option(help="Store the plan of one day as .npz.")] = None,
@@ -229,7 +238,7 @@ def solve(
             records.append({"day": seed, "split": split.value, "scenario": world.name, **solution.as_dict()})
             if check is not None:
                 status.update(f"asking {check} for a second opinion on day {seed} ...")
-                opinions = _two_opinions(world, world.day(seed, split.value), solution, check, check_slots)
+                opinions = _two_opinions(world, world.day(seed, split.value), solution, check.value, check_slots)
                 records[-1]["check"] = opinions
     if plan is not None:
         _save_plan(plan, solution)
@@ -347,6 +356,7 @@ def ordering(
         _print_json({**found.model_dump(mode="json"), "rows": [row.as_dict() for row in rows]})
     else:
         _stdout().print(_table_of([table_row(row) for row in rows]))
+        _stdout().print(f"a bound of the network was needed on {rows[0].n_network} of {len(found.days)} days")
     if any(row.n_below or row.n_unexplained for row in rows):
         raise typer.Exit(1)
 

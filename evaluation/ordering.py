@@ -287,5 +287,5 @@ def _bound(day: OrderedDay) -> float:
 
 def table_row(row: Order) -> dict[str, Any]:
     """The row as a table shows it."""
-    names = ("policy", "cost_eur", "least_eur", "n_below", "n_network", "n_below_network", "n_unexplained")
+    names = ("policy", "cost_eur", "least_eur", "n_below", "n_unexplained")
     return {name: getattr(row, name) for name in names}

@@ -20,7 +20,7 @@ from evcs_gym.baselines.problems.network import (
     cost_eur,
     network_problem,
 )
-from evcs_gym.baselines.second_opinion import GAP, SECOND_SOLVERS, second_opinion, tangents, window
+from evcs_gym.baselines.second_opinion import GAP, SECOND_SOLVERS, second_opinion, tangents, two_opinions, window
 from evcs_gym.baselines.solvers import SecondOrderRows, StandardForm
 from evcs_gym.envs import load_scenario
 from evcs_gym.envs.errors import ConfigError, InfeasibleError
@@ -136,6 +136,20 @@ def test_slots_of_a_shipped_day() -> None:
     assert found.excess <= WIDER
     for eur in (found.bound_eur, found.cost_eur, network_free_bound(search)):
         assert eur == pytest.approx(cost_eur(problem, plan), rel=1e-6)
+
+
+def test_both_ways_look_at_the_slots_with_the_least_room() -> None:
+    """One way's bound must not lie above the other's cost."""
+    problem = PROBLEMS["hungry"]
+    _, plan = decomposed(problem)
+    found = two_opinions(problem, plan, "tangent", 1, LIMIT_S)
+    excess = common_excess(problem, plan)
+    assert excess[found.first_slot] == excess.max()
+    assert (found.n_slots, found.agree) == (1, True)
+    assert found.lower_bound_eur <= found.second.cost_eur + 1e-4
+    assert found.as_dict()["second"]["bound_eur"] == found.second.bound_eur
+    assert not replace(found, cost_eur=0.9 * found.second.bound_eur).agree
+    assert not replace(found, lower_bound_eur=1.1 * found.second.cost_eur).agree
 
 
 # --- what comes back -----------------------------------------------------------------------------------------
