@@ -23,17 +23,22 @@ from evcs_gym.baselines.forms.network import BOUND_SLACK, Cone, DayForm, Orders,
 from evcs_gym.baselines.problems.market import MarketPlan
 from evcs_gym.baselines.problems.network import (
     ORDER_TOLERANCE_KW,
+    Network,
     NetworkPlan,
     NetworkProblem,
     branch_current_pu,
     breaches,
     common_excess,
     cost_eur,
+    excess_at,
     plan_flow,
     position_excess,
     position_kw,
+    position_range_kw,
     scale_eur,
+    steps_kvar,
     storage_range_kw,
+    widened,
 )
 from evcs_gym.baselines.solvers import (
     N_WORKERS,
@@ -44,6 +49,7 @@ from evcs_gym.baselines.solvers import (
     Task,
     compile_model,
     solve,
+    solve_all,
     solve_second_order,
 )
 from evcs_gym.envs.errors import ConvergenceError, InfeasibleError
@@ -83,6 +89,13 @@ _FORESEEN_FRAC: Final = 0.05
 """Share of an excess by which a slot's elastic column may miss it."""
 _N_NAMED: Final = 5
 """Broken limits that an error names."""
+_PATIENCE: Final = 12
+"""Rounds of cuts without gain after which a bound is settled."""
+N_NARROWINGS: Final = 8
+"""Times that ranges of positions are narrowed and cuts begin again."""
+_AROUND_FRAC: Final = 1e-6
+_AROUND_KW: Final = 1e-6
+"""Room that is left around the cost of the plan at hand, and around a narrowed range."""
 _COMPILE: Final = threading.Lock()
 """Pyomo is not made for threads."""
 
@@ -123,7 +136,8 @@ class DayMatrices:
 
 @dataclass(eq=False)
 class Search:
-    """What a search knows: cuts, the cells in which binaries order the stations, and how long it may last."""
+    """What a search knows: cuts, the cells in which binaries order the stations, how long it may last, and positions
+    (T, S) of the relaxation that held the bound last."""
 
     problem: NetworkProblem
     gap: float
@@ -134,6 +148,7 @@ class Search:
     n_rounds: int = 0
     n_solves: int = 0
     n_doubtful: int = 0
+    lifted_kw: FloatArray | None = None
 
     @property
     def left_s(self) -> float:
@@ -160,7 +175,7 @@ def cone_rows(cones: Sequence[Cone], compiled: Compiled) -> SecondOrderRows:
     )  # fmt: skip
 
 
-def slot_matrices(problem: NetworkProblem, slot: int, reference: Reference, tightness: Tightness) -> SlotMatrices:
+def slot_matrices(problem: Network, slot: int, reference: Reference, tightness: Tightness) -> SlotMatrices:
     """The programme of a slot, linearised at a reference."""
     with _COMPILE:
         form = forms.slot_form(problem, slot, reference, tightness)
@@ -510,39 +525,146 @@ def _relaxed(form: StandardForm, search: Search) -> tuple[FloatArray, FloatArray
     return found.x, found.row_dual
 
 
-def lift_bound(search: Search, references: Sequence[Reference], target_eur: float) -> float:
+@dataclass(frozen=True, eq=False)
+class Narrowed:
+    """A problem whose positions stay in given ranges (T, S): what (Q1)-(Q6) read of it (`Network`)."""
+
+    problem: NetworkProblem
+    range_kw: tuple[FloatArray, FloatArray]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.problem, name)
+
+
+def lift_bound(search: Search, references: Sequence[Reference], target_eur: float, cutoff_eur: float = np.inf) -> float:
     """A bound of the network-constrained day: cuts of the relaxation, linearised at the references, until no slot's
-    programme exceeds its limits, the bound reaches the target, or time is over."""
+    programme exceeds its limits, the bound reaches the target, nothing is gained any more, or time is over. The
+    positions of the last master stay in ``search.lifted_kw``.
+
+    cutoff_eur: cost of a plan at hand. Positions in slots that hold the bound are narrowed to what costs no more: the
+    chords of (Q4) get shorter, and cuts begin again. What is narrowed away costs more than the plan.
+    """
     problem, best = search.problem, -np.inf
-    matrices = day_matrices(problem, problem.admissible)
-    slots: dict[int, SlotMatrices] = {}
-    for _ in range(MAX_ROUNDS):
-        form = with_cuts(matrices.compiled.form, matrices.shared, search.bound_cuts)
-        x, row_dual = _relaxed(form, search)
-        bound, _ = dual_bound(form, row_dual)
-        best = max(best, bound)
-        if best >= target_eur or search.left_s <= 0.0:
+    matrices, ranges = day_matrices(problem, problem.admissible), position_range_kw(problem)
+    for _ in range(N_NARROWINGS if np.isfinite(cutoff_eur) else 1):
+        now, x, row_dual = _lift(search, Narrowed(problem, ranges), matrices, references, target_eur)
+        gained, best = now - best, max(best, min(now, cutoff_eur))
+        search.lifted_kw = x[matrices.shared][:, : problem.n_stations]
+        reached = best >= min(target_eur, cutoff_eur)  # no point of the master costs less than a cutoff that is reached
+        if reached or gained <= _least_gain_eur(search) or search.left_s <= 0.0:
             break
-        values = x[matrices.shared]
-        fresh = [cut for cut in _bound_cuts(search, references, values, slots) if cut is not None]
-        if not fresh:
-            break
-        search.bound_cuts += fresh
+        slots, around = _holding_slots(search, matrices, row_dual), _AROUND_FRAC * scale_eur(problem, cutoff_eur)
+        ranges = _narrowed(search, matrices, ranges, slots, cutoff_eur + around)
+        matrices = _within(matrices, ranges)
     return best
 
 
+def _least_gain_eur(search: Search) -> float:
+    """What another step of a search must gain."""
+    return _SETTLED_FRAC * search.gap * scale_eur(search.problem, 0.0)
+
+
+def _lift(
+    search: Search, network: Narrowed, matrices: DayMatrices, references: Sequence[Reference], target_eur: float
+) -> tuple[float, FloatArray, FloatArray]:
+    """The bound after rounds of cuts, with the point and the row duals of the last master."""
+    slots: dict[int, SlotMatrices] = {}
+    bounds: list[float] = []
+    while True:
+        form = with_cuts(matrices.compiled.form, matrices.shared, search.bound_cuts)
+        x, row_dual = _relaxed(form, search)
+        bounds.append(dual_bound(form, row_dual)[0])
+        stalled = len(bounds) > _PATIENCE and max(bounds) - max(bounds[:-_PATIENCE]) <= _least_gain_eur(search)
+        if max(bounds) >= target_eur or search.left_s <= 0.0 or stalled or len(bounds) == MAX_ROUNDS:
+            break
+        fresh = [cut for cut in _bound_cuts(search, network, references, x[matrices.shared], slots) if cut is not None]
+        if not fresh:
+            break
+        search.bound_cuts += fresh
+    return max(bounds), x, row_dual
+
+
+def _holding_slots(search: Search, matrices: DayMatrices, row_dual: FloatArray) -> IntArray:
+    """Slots of which a cut holds the master."""
+    first = len(matrices.compiled.form.row_lower)
+    held = {cut.slot for cut, dual in zip(search.bound_cuts, row_dual[first:].tolist(), strict=False) if dual > 1e-9}
+    return np.array(sorted(held), dtype=np.int64)
+
+
+def _narrowed(
+    search: Search, matrices: DayMatrices, ranges: tuple[FloatArray, FloatArray], slots: IntArray, cutoff_eur: float
+) -> tuple[FloatArray, FloatArray]:
+    """Ranges (T, S) of positions in some slots under which the relaxed master may still cost no more than the cutoff:
+    proven by duals, as any bound."""
+    form = with_cuts(matrices.compiled.form, matrices.shared, search.bound_cuts).relaxed()
+    form = replace(_with_cost_row(form, cutoff_eur), offset=0.0)
+    least, largest = ranges[0].copy(), ranges[1].copy()
+    cells = [(int(t), s) for t in slots for s in range(search.problem.n_stations) if largest[t, s] > least[t, s]]
+    tasks = []
+    for cell in cells:
+        unit = np.zeros_like(form.cost)
+        unit[matrices.shared[cell]] = 1.0
+        tasks += [Task(replace(form, cost=unit)), Task(replace(form, cost=-unit))]
+    answers = solve_all(tasks, search.left_s)
+    reached = [
+        -np.inf if answer.row_dual is None else dual_bound(task.form, answer.row_dual)[0]
+        for task, answer in zip(tasks, answers, strict=True)
+    ]
+    for cell, low, minus_high in zip(cells, reached[::2], reached[1::2], strict=True):
+        least[cell] = np.clip(low - _AROUND_KW, least[cell], largest[cell])
+        largest[cell] = np.clip(-minus_high + _AROUND_KW, least[cell], largest[cell])
+    return least, largest
+
+
+def _with_cost_row(form: StandardForm, cutoff_eur: float) -> StandardForm:
+    """The form with a last row: its cost is at most the cutoff."""
+    from scipy.sparse import csc_array, csr_array, vstack
+
+    n = len(form.cost)
+    matrix = csc_array((form.value, form.index, form.start), shape=(len(form.row_lower), n))
+    whole = csc_array(vstack([matrix, csr_array(-form.cost[None])], format="csc"))
+    return _with_rows(form, whole, np.array([form.offset - cutoff_eur]))
+
+
+def _within(matrices: DayMatrices, ranges: tuple[FloatArray, FloatArray]) -> DayMatrices:
+    """The master with positions in given ranges (T, S)."""
+    form, columns = matrices.compiled.form, matrices.shared[:, : ranges[0].shape[1]]
+    low, high = form.col_lower.copy(), form.col_upper.copy()
+    low[columns], high[columns] = ranges
+    return replace(matrices, compiled=replace(matrices.compiled, form=replace(form, col_lower=low, col_upper=high)))
+
+
 def _bound_cuts(
-    search: Search, references: Sequence[Reference], values: FloatArray, slots: dict[int, SlotMatrices]
+    search: Search,
+    network: Narrowed,
+    references: Sequence[Reference],
+    values: FloatArray,
+    slots: dict[int, SlotMatrices],
 ) -> list[Cut | None]:
-    """A cut for every slot whose relaxation exceeds the limits at the master's values (T, P)."""
+    """A cut for every slot whose relaxation exceeds the limits at the master's values (T, P).
+
+    Where the power flow keeps the wider limits of the bound there, so does the relaxation but for the error of its
+    linearisation: such slots are left out, which can only lower the bound.
+    """
 
     def work(slot: int) -> Cut | None:
         if slot not in slots:
-            slots[slot] = slot_matrices(search.problem, slot, references[slot], Tightness(BOUND_SLACK))
+            slots[slot] = slot_matrices(network, slot, references[slot], Tightness(BOUND_SLACK))
         answer = solve_slot(search, slots[slot], values[slot])
         if not answer.ray and answer.objective <= CUT_TOLERANCE:
             return None
         cut = cut_of(slot, slots[slot], answer.row_dual, answer.cone_dual, answer.ray)
         return cut if cut.constant + float(cut.slope @ values[slot]) > CUT_TOLERANCE else None
 
-    return spread(work, np.arange(len(values)))
+    return spread(work, np.flatnonzero(_relaxed_excess(search.problem, values) > CUT_TOLERANCE))
+
+
+def _relaxed_excess(problem: NetworkProblem, values: FloatArray) -> FloatArray:
+    """(T,) excess over the bound's limits by the power flow at shared values (T, P), fractions of devices too."""
+    n, first, steps = problem.n_stations, problem.n_stations + 1, []
+    for bank in problem.devices.banks:
+        steps.append(values[:, first : first + bank.n_steps].sum(axis=1))
+        first += bank.n_steps
+    kvar = steps_kvar(problem, np.stack(steps, axis=1) if steps else np.zeros((len(values), 0)))
+    limits = widened(problem.limits, BOUND_SLACK)
+    return excess_at(problem, limits, values[:, :n], np.sqrt(values[:, n]), kvar)

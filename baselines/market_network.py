@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from evcs_gym.envs.day import Day
     from evcs_gym.envs.scenario import Scenario
 
+_SHARE_OF_BOUND: Final = 0.5
+"""Share of the time left that the bound may take before plans are looked for again."""
 REPLAY_TOLERANCE: Final = 1e-4
 """Relative error that a replay may show."""
 
@@ -128,16 +130,17 @@ def solve_market_network(
     problem = network_problem(scenario, day)
     search = Search(problem, wanted_gap, time.monotonic() + time_limit_s)
     free_eur = network_free_bound(search)
-    plan, own_eur = _plan(search, free_eur)
+    plan, own_eur, tried = _plan(search, free_eur)
     bound, network_eur = free_eur, None
     if not _proven(problem, plan, free_eur, wanted_gap):
         target = cost_eur(problem, plan) - 0.1 * wanted_gap * scale_eur(problem, cost_eur(problem, plan))
-        network_eur = lift_bound(search, search_module.references_of(problem, plan), target)
+        references = search_module.references_of(problem, plan)
+        end, search.end = search.end, time.monotonic() + _SHARE_OF_BOUND * search.left_s
+        network_eur = lift_bound(search, references, target, cost_eur(problem, plan))
+        search.end = end
         bound = max(free_eur, network_eur)
-        if not _proven(problem, plan, bound, wanted_gap) and search.left_s > 0.0:
-            joint = find_plan(replace(search, plan_cuts=list(search.plan_cuts)), problem.admissible)
-            if joint is not None and cost_eur(problem, joint) < cost_eur(problem, plan):
-                plan = joint
+        if not _proven(problem, plan, bound, wanted_gap):
+            plan = _improved(search, plan, tried, bound)
     check(problem, plan)
     cost = cost_eur(problem, plan)
     gap = relative_gap(cost, bound, scale_eur(problem, cost))
@@ -163,9 +166,10 @@ def _proven(problem: NetworkProblem, plan: NetworkPlan, bound_eur: float, gap: f
     return cost - bound_eur <= gap * scale_eur(problem, cost)
 
 
-def _plan(search: Search, free_eur: float) -> tuple[NetworkPlan, float | None]:
+def _plan(search: Search, free_eur: float) -> tuple[NetworkPlan, float | None, list[IntArray]]:
     """The best of: the network-free plan under the day's devices or under those that suit it best, and the plans that
-    keep the limits under either; with the cost of the best one under the day's own devices, if another is better.
+    keep the limits under either; with the cost of the best one under the day's own devices, if another is better, and
+    the schedules that were searched.
 
     Raises:
         ConvergenceError: none before time was over.
@@ -176,20 +180,37 @@ def _plan(search: Search, free_eur: float) -> tuple[NetworkPlan, float | None]:
     if wished is None:
         raise _late()
     if (plan_excess(problem, wished) <= search_module.LIMIT_TOLERANCE).all():
-        return wished, None
+        return wished, None, []
     position, excess = best_schedule(search, position_kw(problem, wished))
     moved = replace(wished, devices=position)
     if excess == 0.0 and (plan_excess(problem, moved) <= search_module.LIMIT_TOLERANCE).all():
-        return moved, None
+        return moved, None, []
     best = _under(search, position, 0.6)
     if best is not None and _proven(problem, best, free_eur, search.gap):
-        return best, None
+        return best, None, [position]
     under_own = _under(search, problem.own, 0.3)
     if under_own is not None and (best is None or cost_eur(problem, under_own) <= cost_eur(problem, best)):
-        return under_own, None
+        return under_own, None, [position, problem.own]
     if best is None:
         raise _late()
-    return best, None if under_own is None else cost_eur(problem, under_own)
+    return best, None if under_own is None else cost_eur(problem, under_own), [position, problem.own]
+
+
+def _improved(search: Search, plan: NetworkPlan, tried: list[IntArray], bound_eur: float) -> NetworkPlan:
+    """The best of a plan, what the devices that suit the bound's positions best allow, and what any mixture of all
+    schedules tried allows."""
+    problem, candidates = search.problem, [plan]
+    if search.lifted_kw is not None and search.left_s > 0.0:
+        position, _ = best_schedule(search, search.lifted_kw)
+        if not any((position == other).all() for other in tried):
+            tried = [*tried, position]
+            candidates.append(_under(search, position, 0.5) or plan)
+    best = min(candidates, key=lambda candidate: cost_eur(problem, candidate))
+    if len(tried) > 1 and search.left_s > 0.0 and not _proven(problem, best, bound_eur, search.gap):
+        mixture = np.any([only(problem, position) for position in tried], axis=0)
+        mixed = find_plan(replace(search, plan_cuts=list(search.plan_cuts)), mixture)
+        best = min((best, mixed or best), key=lambda candidate: cost_eur(problem, candidate))
+    return best
 
 
 def _under(search: Search, devices: IntArray, share: float) -> NetworkPlan | None:

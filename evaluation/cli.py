@@ -183,7 +183,10 @@ def solve(
     days: Annotated[int | None, typer.Option(min=1, help="Instead of --day: the seeds 0 to K-1.")] = None,
     split: SplitName = Split.test,
     scenario: ScenarioName = None,
-    relative_gap: Annotated[float, typer.Option(help="Gap at which a day counts as solved.")] = 1e-3,
+    relative_gap: Annotated[
+        float | None,
+        typer.Option(help="Gap at which a day counts as solved.", show_default="1e-3, with --network misocp 1e-4"),
+    ] = None,
     time_limit_s: Annotated[float, typer.Option(help="Longest time per day, in seconds.")] = 60.0,
     slot: Annotated[int | None, typer.Option(min=0, max=47, help="Traffic: the slot of the day.")] = None,
     network: Annotated[

@@ -279,7 +279,8 @@ def add_network(
 
 @dataclass(frozen=True, eq=False)
 class _Network:
-    """What the functions of a slot read. cells: (bus, phase) that exist behind the source; children of every bus."""
+    """What the functions of a slot read. cells: (bus, phase) that exist behind the source; children of every bus;
+    coupling: z~, kappa, eta of the branch to every bus but the source."""
 
     problem: Network
     slot: int
@@ -292,6 +293,7 @@ class _Network:
     cells: list[tuple[int, int]]
     children: list[list[int]]
     self_pu: ComplexArray
+    coupling: dict[int, tuple[ComplexArray, ComplexArray, FloatArray]]
 
     @classmethod
     def of(
@@ -312,7 +314,9 @@ class _Network:
         steps = [(k, i) for k, bank in enumerate(problem.devices.banks) for i in range(bank.n_steps)]
         step = dict(zip(steps, shared[n + 1 :], strict=True))
         position, head = list(shared[:n]), shared[n]
-        own = (position, head, step, excess, cells, children, self_impedance_pu(feeder))
+        self_pu = self_impedance_pu(feeder)
+        coupling = {bus: _coupling(feeder, reference, self_pu, bus) for bus in range(1, len(feeder))}
+        own = (position, head, step, excess, cells, children, self_pu, coupling)
         return cls(problem, slot, reference, tightness, *own)
 
     @property
@@ -345,6 +349,19 @@ def self_impedance_pu(feeder: Feeder) -> ComplexArray:
     return out
 
 
+def _coupling(
+    feeder: Feeder, reference: Reference, self_pu: ComplexArray, bus: int
+) -> tuple[ComplexArray, ComplexArray, FloatArray]:
+    """Of the branch to a bus: z~ (3, 3), kappa (3,), eta (3,) at the reference; zero on absent phases."""
+    z1, voltage, current = self_pu[bus], reference.voltage_pu[feeder.parent[bus]], reference.current_pu[bus]
+    impedance, there = feeder.impedance_pu[bus], feeder.phase_present[bus]
+    ratio = np.where(there[:, None] & there[None], voltage[:, None] / np.where(there, voltage, 1.0)[None], 0.0)
+    drop = impedance @ current
+    kappa = drop * np.conj(current) - z1 * np.abs(current) ** 2
+    eta = np.abs(drop) ** 2 - np.abs(z1) ** 2 * np.abs(current) ** 2
+    return np.conj(impedance) * ratio, kappa, eta
+
+
 def power_box_pu(problem: Network) -> float:
     """No branch carries more per phase: twice all loads and all that stations can give or take."""
     own = np.abs(problem.load_kva).sum(axis=(1, 2)).max() + problem.reach_kw
@@ -371,24 +388,11 @@ def _network_variables(model: Any, net: _Network) -> None:
     model.kvar = pyo.Var(banks, bounds=lambda _, k, i, f: (0.0, most[k, i]))
 
 
-def _coupling(net: _Network, bus: int) -> tuple[ComplexArray, ComplexArray, FloatArray]:
-    """Of the branch to a bus: z~ (3, 3), kappa (3,), eta (3,) at the reference; zero on absent phases."""
-    parent, z1 = net.feeder.parent[bus], net.self_pu[bus]
-    voltage, current = net.reference.voltage_pu[parent], net.reference.current_pu[bus]
-    impedance = net.feeder.impedance_pu[bus]
-    there = net.feeder.phase_present[bus]
-    ratio = np.where(there[:, None] & there[None], voltage[:, None] / np.where(there, voltage, 1.0)[None], 0.0)
-    drop = impedance @ current
-    kappa = drop * np.conj(current) - z1 * np.abs(current) ** 2
-    eta = np.abs(drop) ** 2 - np.abs(z1) ** 2 * np.abs(current) ** 2
-    return np.conj(impedance) * ratio, kappa, eta
-
-
 def q1_voltage_drop(model: Any, net: _Network) -> None:
     """(Q1): v_j = v_i - 2 sum_p [Re z~ P - Im z~ Q] + |z1|^2 l + eta."""
 
     def rule(_: Any, j: int, f: int) -> Any:
-        coupling, _kappa, eta = _coupling(net, j)
+        coupling, _kappa, eta = net.coupling[j]
         body = [(1.0, model.v[j, f]), (-1.0, net.above(model, j, f)), (-(abs(net.self_pu[j]) ** 2), model.l[j, f])]
         for p in net.present(j):
             body += [(2.0 * coupling[f, p].real, model.P[j, p]), (-2.0 * coupling[f, p].imag, model.Q[j, p])]
@@ -402,7 +406,7 @@ def q2_active_balance(model: Any, net: _Network) -> None:
     bus_of, load = net.problem.station_bus.tolist(), net.problem.load_kva[net.slot]
 
     def rule(_: Any, j: int, f: int) -> Any:
-        _coupled, kappa, _eta = _coupling(net, j)
+        _coupled, kappa, _eta = net.coupling[j]
         body = [(1.0, model.P[j, f]), (-net.self_pu[j].real, model.l[j, f])]
         body += [(-1.0, model.P[k, f]) for k in net.children[j] if net.feeder.phase_present[k, f]]
         body += [(1.0 / (3.0 * PHASE_BASE_KVA), net.position[s]) for s, bus in enumerate(bus_of) if bus == j]
@@ -416,7 +420,7 @@ def q3_reactive_balance(model: Any, net: _Network) -> None:
     load, standing = net.problem.load_kva[net.slot], net.problem.standing_kvar / PHASE_BASE_KVA
 
     def rule(_: Any, j: int, f: int) -> Any:
-        _coupled, kappa, _eta = _coupling(net, j)
+        _coupled, kappa, _eta = net.coupling[j]
         body = [(1.0, model.Q[j, f]), (-net.self_pu[j].imag, model.l[j, f])]
         body += [(-1.0, model.Q[k, f]) for k in net.children[j] if net.feeder.phase_present[k, f]]
         body += [(1.0, model.kvar[k, i, f]) for k, i in net.step if net.problem.devices.banks[k].bus == j]

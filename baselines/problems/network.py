@@ -130,7 +130,7 @@ class NetworkProblem:
     @property
     def kvar(self) -> FloatArray:
         """Nominal kvar in service in each joint position, (C, N, 3)."""
-        return np.asarray(np.tensordot(self.capacitor_step, bank_kvar(self.devices, len(self.feeder)), axes=1))
+        return steps_kvar(self, self.capacitor_step.astype(np.float64))
 
 
 @dataclass(frozen=True, eq=False)
@@ -356,16 +356,41 @@ def _excess_by_bus(problem: NetworkProblem, plan: NetworkPlan) -> list[FloatArra
 def common_excess(problem: NetworkProblem, plan: NetworkPlan) -> FloatArray:
     """(T,) the largest excess over a limit in the units of the programme: squared voltages, shares of the largest
     squared current and of the head's kVA, unbalance as such; negative where there is room."""
-    flow, limits = plan_flow(problem, plan), problem.limits
+    head, kvar = problem.head_pu[plan.devices], problem.kvar[plan.devices]
+    return excess_at(problem, problem.limits, position_kw(problem, plan), head, kvar)
+
+
+def excess_at(
+    problem: NetworkProblem, limits: Limits, position: FloatArray, head_pu: FloatArray, kvar: FloatArray
+) -> FloatArray:
+    """`common_excess` over any limits at positions (T, S), head voltages (T,) and capacitors in service (T, N, 3)."""
+    load = with_stations(problem.load_kva, position, problem.stations.bus)
+    flow = power_flow(problem.feeder, load, head_pu, 1e-11, capacitor_kvar=kvar)
     there = problem.feeder.phase_present.copy()
     there[0] = False
     size_sq = np.abs(flow.voltage_pu) ** 2
     below = np.where(there, limits.vmin_pu**2 - size_sq, -np.inf).max(axis=(1, 2))
     above = np.where(there, size_sq - limits.vmax_pu**2, -np.inf).max(axis=(1, 2))
-    current = np.abs(branch_current_pu(problem, plan, flow)).max(axis=2)[:, 1:]
-    over = ((current * problem.feeder.base_current_a / limits.current_a[:, 1:]) ** 2 - 1.0).max(axis=1)
-    excess = plan_excess(problem, plan)
+    current = np.abs(branch_current_a(problem.feeder, load, flow.voltage_pu, None, kvar)).max(axis=2)[:, 1:]
+    over = ((current / limits.current_a[:, 1:]) ** 2 - 1.0).max(axis=1)
+    excess = excesses(problem.feeder, limits, load, flow, head_pu, kvar)
     return np.asarray(np.max([below, above, over, excess[:, 3], excess[:, 4]], axis=0))
+
+
+def widened(limits: Limits, by: float) -> Limits:
+    """Limits that are wider by so many pu, or such a share."""
+    return Limits(
+        vmin_pu=limits.vmin_pu - by,
+        vmax_pu=limits.vmax_pu + by,
+        current_a=limits.current_a * (1.0 + by),
+        head_kva=limits.head_kva * (1.0 + by),
+        unbalance_frac=limits.unbalance_frac + by,
+    )
+
+
+def steps_kvar(problem: NetworkProblem, in_service: FloatArray) -> FloatArray:
+    """Capacitors (T, N, 3) of so many steps of each bank (T, K), fractions too."""
+    return np.asarray(np.tensordot(in_service, bank_kvar(problem.devices, len(problem.feeder)), axes=1))
 
 
 def position_excess(problem: NetworkProblem, position: FloatArray) -> FloatArray:

@@ -1,6 +1,7 @@
 """The network-constrained optimum: against enumeration and the whole programme, under limits that bind, and shipped."""
 
 import itertools
+import json
 import re
 import time
 from dataclasses import replace
@@ -10,7 +11,9 @@ import numpy as np
 import pytest
 from market_problems import problem_by_hand
 from network_problems import line_with_load, network_by_hand, plan_at
+from typer.testing import CliRunner
 
+from evcs_gym import baselines
 from evcs_gym.baselines import decomposition, market_network, optimum
 from evcs_gym.baselines.decomposition import (
     Cut,
@@ -51,6 +54,7 @@ from evcs_gym.envs.grid import load_feeder
 from evcs_gym.envs.grid.devices import CapacitorBank, Devices, Oltc
 from evcs_gym.envs.grid.operator import Limits
 from evcs_gym.envs.types import FloatArray
+from evcs_gym.evaluation import cli
 
 LIMIT_S = 60.0
 OHM = 12.66**2 / 3.0
@@ -227,6 +231,53 @@ def test_bounds_stay_below_every_plan_that_keeps_the_limits() -> None:
     assert bound <= cost_eur(problem, plan)
 
 
+def test_narrowed_positions_lift_the_bound_and_hold_the_plan() -> None:
+    """Chords over what may still cost less than the plan are shorter than those over all that stations can do."""
+    problem = sunny()
+    search = search_of(problem)
+    plan = own_plan(search)
+    cost, references = cost_eur(problem, plan), references_of(problem, plan)
+    wide = lift_bound(search_of(problem), references, np.inf)
+    assert wide + 0.5 < lift_bound(search, references, np.inf, cost) <= cost
+    matrices, ranges = day_matrices(problem, problem.admissible), position_range_kw(problem)
+    least, largest = decomposition._narrowed(search, matrices, ranges, np.arange(3), cost)
+    position = position_kw(problem, plan)
+    assert ((least <= position) & (position <= largest)).all()
+    assert (largest - least)[:, 1].max() < 0.2 * (ranges[1] - ranges[0])[:, 1].min()
+
+
+def test_a_bound_beyond_the_plan_at_hand_is_worth_the_plan() -> None:
+    """What was narrowed away may cost as little as the cutoff."""
+    problem = sunny()
+    search = search_of(problem)
+    plan = own_plan(search)
+    free = network_free_bound(search)
+    assert lift_bound(search, references_of(problem, plan), np.inf, free + 1.0) == pytest.approx(free + 1.0)
+
+
+def test_slots_that_pass_the_power_flow_are_not_solved() -> None:
+    problem = sunny(devices=Devices(Oltc(step_pu=0.05, lowest=-1, highest=-1, start=-1, max_moves=0)))
+    search = search_of(problem)
+    plan = own_plan(search)
+    assert lift_bound(search, references_of(problem, plan), np.inf) == pytest.approx(network_free_bound(search))
+    assert (search.n_solves, search.bound_cuts) == (0, [])
+
+
+def test_schedules_are_mixed_slot_by_slot() -> None:
+    """Steps down in the first slot only, and in the last only: together they save the sun of both."""
+    devices = Devices(Oltc(step_pu=0.05, lowest=-1, highest=0, start=-1, max_moves=2))
+    problem = sunny(devices=devices)
+    down, up = (int(np.flatnonzero(problem.tap_position == tap)[0]) for tap in (-1, 0))
+    tried = [np.array([down, up, up]), np.array([up, up, down])]
+    search = search_of(problem)
+    plans = [find_plan(search_of(problem), only(problem, schedule)) for schedule in tried]
+    costs = [cost_eur(problem, plan) for plan in plans if plan is not None]
+    assert plans[0] is not None
+    better = market_network._improved(search, plans[0], tried, -np.inf)
+    assert better.devices.tolist() == [down, up, down]
+    assert cost_eur(problem, better) < min(costs) - 1.0
+
+
 def test_capacitors_that_lower_losses_most_are_those_that_enumeration_finds() -> None:
     """Two banks on the 33-bus feeder: least current over all steps, by the programme and by the power flow."""
     banks = (CapacitorBank(12, 300.0, 1, 0), CapacitorBank(29, 600.0, 1, 0))
@@ -258,7 +309,7 @@ def programme_loss_kw(problem: NetworkProblem, matrices: Any, shared: FloatArray
     return float(1000.0 * answer.x[first].sum() - problem.load_kva.real.sum())
 
 
-@pytest.mark.parametrize(("problem", "at_most"), [(sunny(), 0.06), (hungry(), 0.005)], ids=["sunny", "hungry"])
+@pytest.mark.parametrize(("problem", "at_most"), [(sunny(), 0.025), (hungry(), 0.004)], ids=["sunny", "hungry"])
 def test_a_gap_that_stays_is_said(
     problem: NetworkProblem, at_most: float, shipped: tuple[Scenario, Day], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -303,6 +354,33 @@ def test_a_shipped_day_is_proven_and_replays(shipped: tuple[Scenario, Day], solu
     assert set(solution.as_dict(plan=True)["plan"]) == {
         "storage_kw", "curtailed_kw", "unserved_kw", "position_kw", "tap_position", "capacitor_step",
     }  # fmt: skip
+
+
+def test_the_command_prints_all_that_a_certificate_must_hold(
+    solution: NetworkSolution, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, Any] = {}
+
+    def solved(*_: Any, **options: Any) -> NetworkSolution:
+        asked.update(options)
+        return solution
+
+    monkeypatch.setattr(baselines, "optimum", solved)
+    command = ["solve", "market", "--network", "misocp", "--day", "6", "--split", "test", "--json"]
+    told = json.loads(CliRunner().invoke(cli.app, command).stdout)
+    assert (asked["network"], asked["relative_gap"]) == ("misocp", None)
+    assert {"relative_gap", "lower_bound_eur", "cost_eur", "status", "seconds", "certificate"} <= set(told)
+    assert {"cone_slack_pu", "voltage_mismatch_pu", "limits", "replay_relative_error"} <= set(told["certificate"])
+    assert set(told["certificate"]["limits"]) == set(LIMIT_NAMES)
+    assert {place["limit"] for place in told["certificate"]["nearest_limits"]} <= set(LIMIT_NAMES)
+
+
+def test_the_gap_asked_for_is_one_in_ten_thousand_where_nothing_is_said(
+    shipped: tuple[Scenario, Day], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(market_network, "solve_market_network", lambda *given: given[2])
+    assert optimum(*shipped, problem="market", network="misocp") == 1e-4
+    assert optimum(*shipped, problem="market", network="misocp", relative_gap=1e-6) == 1e-6
 
 
 def test_under_its_own_devices_the_day_costs_more_and_replays_too(shipped: tuple[Scenario, Day]) -> None:
