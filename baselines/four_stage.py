@@ -210,12 +210,13 @@ class _Table:
         Raises:
             ConvergenceError: a cap got looser.
         """
+        before = self.cap_kw[rows]
         for row in rows.tolist():
             self._plan(row, freeze)
         planned_with = self.cap_kw[rows]
         outcomes, asked = self._play(rows, operator)
         tighter = np.minimum(planned_with, asked)
-        check_tighter(planned_with, tighter, number)
+        check_tighter(before, tighter, number)
         for place, row in enumerate(rows.tolist()):
             caps = (planned_with[place, self.slot :], asked[place, self.slot :])
             self.log[row].append(_round(number, *caps, outcomes, place, self.log[row]))
