@@ -150,7 +150,7 @@ def regret(
     freed = best_response(problem, None, gap_eur, time_limit_s)
     if freed.profit_eur < kept.profit_eur:
         freed = _instead(freed, kept.storage_kw, kept.ask_eur_per_kwh, kept.profit_eur)
-    return Regret(played, kept, freed)
+    return Regret(played, replace(kept, bound_eur=min(kept.bound_eur, freed.bound_eur)), freed)
 
 
 def _instead(found: Response, wish_kw: FloatArray, ask_eur_per_kwh: FloatArray, profit_eur: float) -> Response:
