@@ -31,9 +31,8 @@ from evcs_gym.envs.day import with_devices
 from evcs_gym.envs.errors import ConvergenceError
 from evcs_gym.envs.grid.devices import moves_of
 from evcs_gym.envs.market.core import MarketAction, initial_state, step
-from evcs_gym.envs.market.operators import PRO_RATA, Answer, Grid
 from evcs_gym.envs.market.prepare import market_world
-from evcs_gym.envs.types import ComplexArray, FloatArray, IntArray
+from evcs_gym.envs.types import FloatArray, IntArray
 from evcs_gym.envs.units import N_SLOTS, SLOT_H
 
 if TYPE_CHECKING:
@@ -298,38 +297,14 @@ def caps_of(problem: NetworkProblem, plan: NetworkPlan) -> FloatArray:
     return np.where(held, np.abs(position_kw(problem, plan)), np.inf)
 
 
-@dataclass(frozen=True, eq=False)
-class PlannedCaps:
-    """The operator of a replay: the plan's own caps (T, S), and behind them the network's limits (`ProRata`)."""
-
-    cap_kw: FloatArray
-    in_threads: bool = False
-
-    def answer(
-        self,
-        first: int,
-        stop: int,
-        grid: Grid,
-        at: IntArray,
-        position_kw: FloatArray,
-        start_pu: ComplexArray,
-        into: Answer,
-    ) -> None:
-        """See `evcs_gym.envs.market.operators.Operator`."""
-        cap = self.cap_kw[at % N_SLOTS]
-        capped = np.clip(position_kw, -cap, cap)
-        PRO_RATA.answer(first, stop, grid, at, capped, start_pu, into)
-        rows = slice(first, stop)
-        into.cap_kw[rows] = np.minimum(into.cap_kw[rows], np.where(np.abs(position_kw) > cap, cap, np.inf)[rows])
-
-
 def replay_eur(scenario: "Scenario", day: "Day", problem: NetworkProblem, plan: NetworkPlan) -> float:
     """Community cost of the plan through the environment's step: its devices, its caps, asks at the export price."""
     moved = with_devices(scenario, day, schedule_of(problem, plan))
     world = market_world(scenario, [moved])
-    operator, state, total = PlannedCaps(caps_of(problem, plan)), initial_state(world, np.zeros(1, dtype=np.int64)), 0.0
+    caps, state, total = caps_of(problem, plan), initial_state(world, np.zeros(1, dtype=np.int64)), 0.0
     for slot in range(N_SLOTS):
         ask = np.full((1, problem.n_stations), day.export_eur_per_kwh[slot])
-        state, outcome = step(world, state, MarketAction(plan.stations.storage_kw[slot][None], ask), operator)
+        action = MarketAction(plan.stations.storage_kw[slot][None], ask, caps[slot][None])
+        state, outcome = step(world, state, action)
         total += float(outcome.community_eur[0])
     return total

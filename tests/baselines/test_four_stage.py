@@ -15,7 +15,7 @@ from evcs_gym.baselines import receding_market
 from evcs_gym.baselines.four_stage import TIGHTER_KW, FourStage, Talk, check_tighter, foreseen
 from evcs_gym.baselines.market import solve_programme
 from evcs_gym.baselines.policy_market import MarketStage
-from evcs_gym.baselines.registry import make_policy
+from evcs_gym.baselines.registry import make_operator, make_policy
 from evcs_gym.baselines.score_market import MarketRollout, market_rollout
 from evcs_gym.baselines.solvers import Result, Status
 from evcs_gym.envs.errors import ConfigError, ConvergenceError, InfeasibleError, SolverError
@@ -202,6 +202,23 @@ def test_on_a_known_day_one_talk_is_enough_and_its_last_round_is_played() -> Non
     assert done.outcomes is not None
     caps = np.stack([outcome.cap_kw[0] for outcome in done.outcomes])
     assert caps[np.isfinite(caps)] == pytest.approx(last.cap_kw[np.isfinite(caps)], abs=1e-6)
+
+
+def test_stations_talk_with_the_programme_of_the_network() -> None:
+    """4000 kW of cars at the end of a weak line in slot 5: its station discharges what it has, cars wait for the rest.
+    What the programme allowed is nothing that the environment's own operator would cut."""
+    ev_kw = np.zeros((N_SLOTS, 2))
+    ev_kw[5, 1] = 4000.0
+    world = small_world(stations(2, connection_kw=1e4), feeder=line(2, resistance_ohm=5.0), ev_kw=ev_kw)
+    done, (talk,) = talked(world, FourStage(make_operator("misocp")))
+    assert (talk.agreed, len(talk.rounds)) == (True, 2)
+    assert done.n_violations.tolist() == done.n_fallbacks.tolist() == [0]
+    assert done.outcomes is not None
+    played, cap = done.outcomes[5], talk.rounds[1].cap_kw[5, 1]
+    assert played.position_kw[0, 1] == pytest.approx(-cap)
+    assert played.cap_kw[0].tolist() == [np.inf, pytest.approx(cap)]
+    assert played.storage_kw[0, 1] == pytest.approx(-50.0)
+    assert done.unserved_kwh[0] == pytest.approx(0.5 * (4000.0 - 50.0 - cap))
 
 
 def test_rows_talk_alone() -> None:
