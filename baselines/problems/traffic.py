@@ -11,6 +11,7 @@ import numpy as np
 from evcs_gym.envs.errors import InfeasibleError
 from evcs_gym.envs.traffic import TrafficModel
 from evcs_gym.envs.traffic.charging import beckmann_eur
+from evcs_gym.envs.traffic.graph import pair_costs
 from evcs_gym.envs.traffic.kernels import resource_times, trees
 from evcs_gym.envs.types import FloatArray
 
@@ -43,7 +44,7 @@ def lower_bound_eur(problem: TrafficProblem, flow_veh_per_h: FloatArray) -> floa
     distance = np.empty((len(arrays.origin), problem.model.graph.n_nodes))
     trees(0, len(arrays.origin), arrays, cost, distance, np.empty(distance.shape, dtype=np.int64))
     used = problem.demand_veh_per_h > 0.0
-    least = distance[arrays.pair_origin, arrays.pair_destination][used] @ problem.demand_veh_per_h[used]
+    least = pair_costs(problem.model.graph, distance)[used] @ problem.demand_veh_per_h[used]
     change_h = float(least - cost @ flow_veh_per_h)
     return cost_eur(problem, flow_veh_per_h) + problem.model.value_of_time_eur_per_h * change_h
 

@@ -14,7 +14,7 @@ from evcs_gym.envs.errors import ConvergenceError, DataError
 from evcs_gym.envs.threads import run_rows
 from evcs_gym.envs.traffic.charging import TrafficModel, joined_demand, refuse_overfull
 from evcs_gym.envs.traffic.equilibrium import Columns, check_limits, solve_graph
-from evcs_gym.envs.traffic.graph import Graph
+from evcs_gym.envs.traffic.graph import Graph, pair_costs
 from evcs_gym.envs.traffic.kernels import (
     balance_rows,
     excess_and_least,
@@ -174,14 +174,13 @@ def _with_missing_paths(
         resource_times(arrays, out.flow_veh_per_h[b], fixed[b if len(fixed) > 1 else 0], cost, slope)
         trees(0, len(arrays.origin), arrays, cost, distance, into)
         excess_and_least(
-            arrays,
             demand[b],
             columns.pair_start,
             columns.path_start,
             columns.path_resource,
             np.zeros(columns.n_paths),
             cost,
-            distance,
+            pair_costs(graph, distance),
             wanted,
         )
         if wanted.any():

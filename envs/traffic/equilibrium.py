@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 
 from evcs_gym.envs.errors import ConfigError, ConvergenceError, DataError
 from evcs_gym.envs.threads import run_rows
-from evcs_gym.envs.traffic.graph import Graph, refuse_unreachable, road_graph
+from evcs_gym.envs.traffic.graph import Graph, pair_costs, refuse_unreachable, road_graph
 from evcs_gym.envs.traffic.kernels import (
     excess_and_least,
     load_flows,
@@ -229,14 +229,13 @@ class _Search:
     def _gap(self) -> tuple[float, float]:
         c = self.columns
         excess, least = excess_and_least(
-            self.graph.arrays,
             self.demand,
             c.pair_start,
             c.path_start,
             c.path_resource,
             self.path_flow,
             self.cost,
-            self.distance,
+            pair_costs(self.graph, self.distance),
             self.wanted,
         )
         total = excess + least
@@ -279,11 +278,10 @@ class _Search:
         resource_times(self.graph.arrays, self.flow, self.fixed_h, self.cost, self.slope)
 
     def _result(self, gap: float, excess: float, passes: int, converged: bool, seconds: float) -> GraphFlow:
-        pairs = self.graph.arrays
         return GraphFlow(
             flow_veh_per_h=self.flow,
             cost_h=self.cost,
-            pair_cost_h=self.distance[pairs.pair_origin, pairs.pair_destination],
+            pair_cost_h=pair_costs(self.graph, self.distance),
             columns=self.columns,
             path_flow_veh_per_h=self.path_flow,
             relative_gap=gap,

@@ -113,9 +113,14 @@ def pair_labels(network: RoadNetwork, suffix: str = "") -> tuple[str, ...]:
     return tuple(f"{begin} -> {end}{suffix}" for begin, end in ends)
 
 
+def pair_costs(graph: Graph, distance: FloatArray) -> FloatArray:
+    """Least costs of the pairs (K,) in those of all nodes from all origins, (O, N)."""
+    return np.asarray(distance[graph.arrays.pair_origin, graph.arrays.pair_destination])
+
+
 def refuse_unreachable(graph: Graph, demand: FloatArray, distance: FloatArray) -> None:
     """InfeasibleError where a pair with demand (K,) has no path; distance (O, N)."""
-    least = distance[graph.arrays.pair_origin, graph.arrays.pair_destination]
+    least = pair_costs(graph, distance)
     for pair in np.flatnonzero((demand > 0.0) & ~np.isfinite(least))[:1]:
         raise InfeasibleError(
             f"{graph.name}: every pair with demand needs a path, pair {pair} ({graph.pair_label[pair]}) with "

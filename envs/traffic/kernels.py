@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
+from evcs_gym.envs.compilation import inner
 from evcs_gym.envs.types import BoolArray, FloatArray, IntArray
 
 BPR = 0
@@ -206,6 +207,53 @@ def trees(first: int, stop: int, graph: GraphArrays, cost: FloatArray, distance:
         dijkstra(graph, graph.origin[o], cost, distance[o], into[o], heap, place)
 
 
+@njit(cache=True, nogil=True)
+def least_costs(graph: GraphArrays, cost: FloatArray, distance: FloatArray, waiting: BoolArray) -> None:
+    """Least costs from all origins at once, distance (N, O): the numbers of `trees`, without the trees.
+
+    Nodes whose costs fell pass them on, over the nodes up and down (Yen 1970) until none falls. Costs are sums along
+    the same paths, so the result is that of `dijkstra` bit for bit; origins lie side by side as the processor's lanes.
+    """
+    n_nodes, n_origins = distance.shape
+    for i in range(n_nodes):
+        waiting[i] = False
+        for o in range(n_origins):
+            distance[i, o] = np.inf
+    for o in range(n_origins):
+        distance[graph.origin[o], o] = 0.0
+        waiting[graph.origin[o]] = True
+    again, upwards = True, True
+    while again:
+        again = False
+        for i in range(n_nodes):
+            tail = i if upwards else n_nodes - 1 - i
+            if waiting[tail]:
+                waiting[tail] = False
+                again = True
+                _pass_on(graph, cost, tail, distance, waiting)
+        upwards = not upwards
+
+
+@inner
+def _pass_on(graph: GraphArrays, cost: FloatArray, tail: int, distance: FloatArray, waiting: BoolArray) -> None:
+    """Costs of a node's neighbours by way of it; those that fell are ``waiting`` to pass theirs on."""
+    n_origins = distance.shape[1]
+    for arc in range(graph.first_arc[tail], graph.first_arc[tail + 1]):
+        head, c, fell = graph.arc_head[arc], cost[graph.arc_resource[arc]], 0
+        if graph.no_through[tail]:
+            for o in range(n_origins):
+                if graph.origin[o] == tail and c < distance[head, o]:
+                    distance[head, o] = c
+                    fell = 1
+        else:
+            for o in range(n_origins):
+                before, reach = distance[head, o], distance[tail, o] + c
+                fell |= reach < before
+                distance[head, o] = min(reach, before)
+        if fell:
+            waiting[head] = True
+
+
 # --- paths -------------------------------------------------------------------------------------------------
 
 
@@ -241,17 +289,16 @@ def write_tree_path(graph: GraphArrays, into: IntArray, pair: int, path_resource
 
 @njit(cache=True, nogil=True)
 def excess_and_least(
-    graph: GraphArrays,
     demand: FloatArray,
     pair_start: IntArray,
     path_start: IntArray,
     path_resource: IntArray,
     path_flow: FloatArray,
     cost: FloatArray,
-    distance: FloatArray,
+    shortest: FloatArray,
     wanted: BoolArray,
 ) -> tuple[float, float]:
-    """Excess cost of the flows over the least costs in ``distance`` (O, N), and demand times least cost.
+    """Excess cost of the flows over the least costs of their pairs, ``shortest`` (K,), and demand times least cost.
 
     wanted: (K,) set where the least cost is below that of every known path of a pair with demand.
     """
@@ -260,15 +307,14 @@ def excess_and_least(
         wanted[i] = False
         if demand[i] <= 0.0:
             continue
-        shortest = distance[graph.pair_origin[i], graph.pair_destination[i]]
-        least += demand[i] * shortest
+        least += demand[i] * shortest[i]
         cheapest = np.inf
         for q in range(pair_start[i], pair_start[i + 1]):
             c = path_cost(q, path_start, path_resource, cost)
             cheapest = min(cheapest, c)
             if path_flow[q] > 0.0:
-                excess += path_flow[q] * (c - shortest)
-        wanted[i] = cheapest > shortest * (1.0 + 1e-15) + 1e-300
+                excess += path_flow[q] * (c - shortest[i])
+        wanted[i] = cheapest > shortest[i] * (1.0 + 1e-15) + 1e-300
     return excess, least
 
 
@@ -508,24 +554,22 @@ def sweeps(
 
 @njit(cache=True, nogil=True)
 def _missed(
-    graph: GraphArrays,
     demand: FloatArray,
     pair_start: IntArray,
     path_start: IntArray,
     path_resource: IntArray,
     cost: FloatArray,
-    distance: FloatArray,
+    shortest: FloatArray,
     wanted: BoolArray,
-    n_pairs: int,
 ) -> float:
     """Excess cost of the best flows on the known paths because of shorter paths that are not known."""
     missed = 0.0
-    for i in range(n_pairs):
+    for i in range(demand.size):
         if wanted[i]:
             cheapest = np.inf
             for q in range(pair_start[i], pair_start[i + 1]):
                 cheapest = min(cheapest, path_cost(q, path_start, path_resource, cost))
-            missed += demand[i] * (cheapest - distance[graph.pair_origin[i], graph.pair_destination[i]])
+            missed += demand[i] * (cheapest - shortest[i])
     return missed
 
 
@@ -603,8 +647,8 @@ def balance_rows(
     """
     n_resources, n_pairs = flow.shape[1], demand.shape[1]
     cost, slope = np.empty(n_resources), np.empty(n_resources)
-    distance = np.empty((graph.origin.size, graph.no_through.size))
-    into = np.empty((graph.origin.size, graph.no_through.size), np.int64)
+    distance = np.empty((graph.no_through.size, graph.origin.size))
+    waiting = np.empty(graph.no_through.size, np.bool_)
     wanted = np.zeros(n_pairs, np.bool_)
     for b in range(first, stop):
         fixed = fixed_h[b if fixed_h.shape[0] > 1 else 0]
@@ -620,16 +664,17 @@ def balance_rows(
             if wants[b]:
                 break
             if sweep_pass > 0:
-                trees(0, graph.origin.size, graph, cost, distance, into)
+                least_costs(graph, cost, distance, waiting)
+                shortest = pair_cost[b]
+                for i in range(n_pairs):
+                    shortest[i] = distance[graph.pair_destination[i], graph.pair_origin[i]]
                 excess, least = excess_and_least(
-                    graph, demand[b], pair_start, path_start, path_resource, path_flow[b], cost, distance, wanted
+                    demand[b], pair_start, path_start, path_resource, path_flow[b], cost, shortest, wanted
                 )
                 gap[b] = excess / (excess + least) if excess + least > 0.0 else 0.0
                 if gap[b] <= tolerance:
                     break
-                missed = _missed(
-                    graph, demand[b], pair_start, path_start, path_resource, cost, distance, wanted, n_pairs
-                )
+                missed = _missed(demand[b], pair_start, path_start, path_resource, cost, shortest, wanted)
                 wants[b] = missed > _MISSED_SHARE * tolerance * (excess + least)
                 if wants[b] or n_left <= 0:
                     break
@@ -652,5 +697,3 @@ def balance_rows(
                 min(200, n_left),
             )
             n_left -= n_sweeps
-        for i in range(n_pairs):
-            pair_cost[b, i] = distance[graph.pair_origin[i], graph.pair_destination[i]]

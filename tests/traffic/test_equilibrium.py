@@ -12,7 +12,9 @@ from reference import least_costs_reference
 
 from evcs_gym.envs.errors import ConfigError, ConvergenceError, DataError, InfeasibleError
 from evcs_gym.envs.traffic import Assignment, RoadNetwork, assign, load_roads
-from evcs_gym.envs.types import FloatArray
+from evcs_gym.envs.traffic.graph import road_graph
+from evcs_gym.envs.traffic.kernels import least_costs, trees
+from evcs_gym.envs.types import FloatArray, frozen
 
 SIOUX_FALLS_OBJECTIVE = 4231335.28710744
 TIGHT = 1e-12
@@ -251,3 +253,18 @@ def test_sioux_falls_reaches_the_published_optimum() -> None:
     for load in (2.0, 8.0):
         heavy = roads.with_demand(load * roads.demand_veh_per_h)
         assert assign(heavy, relative_gap=TIGHT).converged
+
+
+@settings(deadline=None, max_examples=30)
+@given(seed=st.integers(0, 2**32 - 1), n=st.integers(2, 5), closed=st.floats(0.0, 0.6))
+def test_least_costs_of_all_origins_are_those_of_the_trees_bit_for_bit(seed: int, n: int, closed: float) -> None:
+    """Whatever the order in which nodes pass costs on: rounding is monotone, so the least sums are the same numbers."""
+    rng = np.random.default_rng(seed)
+    arrays = road_graph(grid(n, seed, 1.0)).arrays
+    arrays = arrays._replace(no_through=frozen(rng.random(n * n) < closed))
+    cost = rng.uniform(0.0, 1.0, len(arrays.kind))
+    shape = (len(arrays.origin), n * n)
+    distance, at_once = np.empty(shape), np.empty(shape[::-1])
+    trees(0, shape[0], arrays, cost, distance, np.empty(shape, dtype=np.int64))
+    least_costs(arrays, cost, at_once, np.empty(n * n, dtype=np.bool_))
+    np.testing.assert_array_equal(at_once.T, distance)
