@@ -33,6 +33,8 @@ from evcs_gym.envs.units import N_SLOTS
 GAP_EUR: Final = 1e-4
 """Gap [EUR of the day] at which the search ends."""
 TIME_LIMIT_S: Final = 60.0
+BOUND_OFF_EUR: Final = 1e-4
+"""Tolerances of solver and auction: what a plan may earn above a bound."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,8 +103,9 @@ def best_response(
     if found.gap_eur > gap_eur and left_s > 0.0:  # a quantity at which the price turns: stay a step away from it
         again = _solved(problem, kept_ask_eur_per_kwh, STEP_KW, gap_eur, left_s)
         if again is not None and again.profit_eur > found.profit_eur:
-            found = replace(again, bound_eur=max(found.bound_eur, again.profit_eur), status=found.status)
-    return replace(found, seconds=time.monotonic() - began)
+            found = replace(again, bound_eur=found.bound_eur, status=found.status)
+    bound = _upper_limit(problem, found.bound_eur, found.profit_eur)
+    return replace(found, bound_eur=bound, seconds=time.monotonic() - began)
 
 
 def _solved(
@@ -127,7 +130,7 @@ def _solved(
     if kept_ask_eur_per_kwh is not None:
         ask = np.array(kept_ask_eur_per_kwh, dtype=np.float64)
     profit = problems.play(problem, wish, ask).profit_eur
-    return Response(wish, ask, profit, max(-result.bound, profit), str(result.status), result.seconds)
+    return Response(wish, ask, profit, -result.bound, str(result.status), result.seconds)
 
 
 def regret(
@@ -141,22 +144,38 @@ def regret(
     played, and then the best under kept asks, are plans of the larger set too.
 
     Raises:
-        See `best_response`.
+        SolverError: one of them earns more than a bound allows. Others as `best_response`.
     """
     played = problems.play(problem, wish_kw, ask_eur_per_kwh).profit_eur
     kept = best_response(problem, ask_eur_per_kwh, gap_eur, time_limit_s)
-    if kept.profit_eur < played:
-        kept = _instead(kept, wish_kw, ask_eur_per_kwh, played)
+    kept = _at_least(problem, kept, wish_kw, ask_eur_per_kwh, played)
     freed = best_response(problem, None, gap_eur, time_limit_s)
-    if freed.profit_eur < kept.profit_eur:
-        freed = _instead(freed, kept.storage_kw, kept.ask_eur_per_kwh, kept.profit_eur)
-    return Regret(played, kept, freed)
+    freed = _at_least(problem, freed, kept.storage_kw, kept.ask_eur_per_kwh, kept.profit_eur)
+    return Regret(played, replace(kept, bound_eur=min(kept.bound_eur, freed.bound_eur)), freed)
 
 
-def _instead(found: Response, wish_kw: FloatArray, ask_eur_per_kwh: FloatArray, profit_eur: float) -> Response:
-    """A plan that is known to be better, within the same bound."""
-    bound = max(found.bound_eur, profit_eur)
+def _at_least(
+    problem: ResponseProblem, found: Response, wish_kw: FloatArray, ask_eur_per_kwh: FloatArray, profit_eur: float
+) -> Response:
+    """The response, or a plan that is known to earn more within its gap."""
+    if profit_eur <= found.profit_eur:
+        return found
+    bound = _upper_limit(problem, found.bound_eur, profit_eur)
     return replace(found, storage_kw=wish_kw, ask_eur_per_kwh=ask_eur_per_kwh, profit_eur=profit_eur, bound_eur=bound)
+
+
+def _upper_limit(problem: ResponseProblem, bound_eur: float, profit_eur: float) -> float:
+    """The bound, raised by rounding where a plan that is known is above it.
+
+    Raises:
+        SolverError: by more than rounding.
+    """
+    if profit_eur > bound_eur + BOUND_OFF_EUR:
+        raise SolverError(
+            f"best response of station {problem.name!r}: no plan can earn more than {bound_eur:.6f} EUR, but a known "
+            f"one earns {profit_eur:.6f}; the programme or its solver is wrong"
+        )
+    return max(bound_eur, profit_eur)
 
 
 # --- what a policy bid, and what a response earns in the environment -----------------------------------------

@@ -202,7 +202,8 @@ def exploit_table(summaries: Mapping[str, ExploitSummary]) -> Table:
     )
     table.caption, table.caption_justify = Text(words), "left"
     for name in ("policy", "largest", "mean (95 %)", "mark-up", "anarchy (95 %)", "pivotal", "replay"):
-        table.add_column(name, justify="left" if name == "policy" else "right", no_wrap=name != "policy")
+        first = name == "policy"
+        table.add_column(name, justify="left" if first else "right", no_wrap=not first, overflow="fold")
     for label, known in summaries.items():
         table.add_row(Text(label), *exploit_cells(known))
     return table

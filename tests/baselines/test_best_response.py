@@ -2,6 +2,7 @@
 
 import itertools
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from evcs_gym.baselines.best_response import (
 )
 from evcs_gym.baselines.forms.best_response import best_response as form_of
 from evcs_gym.baselines.policy_market import MarketStage
+from evcs_gym.baselines.problems import best_response as problems
 from evcs_gym.baselines.problems.best_response import (
     ASK_STEP_EUR_PER_KWH,
     STEP_KW,
@@ -288,7 +290,7 @@ def test_no_plan_beats_the_bound_and_the_plan_found_reaches_it(seed: int) -> Non
     assert found.gap_eur <= OFF_EUR
     asks = random_asks(problem, rng)
     kept = best_response(problem, asks)
-    assert kept.profit_eur <= kept.bound_eur <= found.bound_eur + OFF_EUR
+    assert kept.profit_eur <= min(kept.bound_eur, found.bound_eur) + 1e-6
     for _ in range(40):
         noise = rng.choice([0.0, 1.0, 10.0, 60.0]) * rng.uniform(-1.0, 1.0, problem.n_slots)
         noise *= rng.integers(0, 2, problem.n_slots)
@@ -306,6 +308,7 @@ def test_both_parts_of_the_regret_are_never_negative(seed: int) -> None:
     assert left.played_eur == play(problem, wish, ask).profit_eur
     assert left.storage_eur >= 0.0
     assert left.strategic_eur >= 0.0
+    assert left.kept.profit_eur - 1e-6 <= left.kept.bound_eur <= left.freed.bound_eur
     at_best = regret(problem, left.freed.storage_kw, left.freed.ask_eur_per_kwh)
     assert at_best.storage_eur + at_best.strategic_eur <= OFF_EUR
 
@@ -423,3 +426,11 @@ def test_wrong_shapes_and_nan_are_refused() -> None:
 def test_no_time_is_an_error_not_a_plan() -> None:
     with pytest.raises(SolverError, match=r"best response of station 's0': no plan in 0 s"):
         best_response(problem_by_hand([[10.0]], 0.03), time_limit_s=0.0)
+
+
+def test_a_false_bound_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A programme that says 1 EUR at most of plans that earn 2 EUR."""
+    monkeypatch.setattr(problems, "ways", lambda *_: [Way(0, 0.0, 0.0, 1.0, 0.0, 0.09)])
+    monkeypatch.setattr(problems, "play", lambda *_: SimpleNamespace(profit_eur=2.0))
+    with pytest.raises(SolverError, match=r"'s0': no plan can earn more than 1\.000000 EUR, but a known one earns 2"):
+        best_response(problem_by_hand([[0.0]], 0.03))

@@ -363,11 +363,13 @@ def test_compare_passes_everything_on_and_prints_table_or_json(
 
     fake("evcs_gym.evaluation.benchmark", compare=compare)
     options = ("--days", "3", "--split", "validation", "--scenario", "s", "--out", str(tmp_path))
+    options += ("--operator", "none", "--exploit", "2")
     result = run("compare", "normal_charging", "optimum", "least_laxity", *options, "--json")
     assert result.stdout == as_json(comparison) + "\n"
     assert "report.html" in result.stderr.replace("\n", "")
     assert "solving days exactly" in result.stderr
-    expected = {"n_days": 3, "split": "validation", "scenario": "s", "out": tmp_path, "operator": "pro_rata"}
+    expected = {"n_days": 3, "split": "validation", "scenario": "s", "out": tmp_path}
+    expected |= {"operator": "none", "n_exploit": 2}
     assert calls == [("normal_charging", ["optimum", "least_laxity"], expected)]
     assert "ppo" in run("compare", "normal_charging", "ppo").stdout
 
