@@ -210,3 +210,32 @@ def test_rewards_of_a_day_are_its_slots(seed: int, day_seed: int) -> None:
     assert 0.5 * result.load_kw.sum() + result.beyond_kwh.sum() == pytest.approx(delivered)
     assert (result.n_busy <= city.fast_stations.n_plugs).all()
     assert CAPACITY_KWH > 0
+
+
+@pytest.mark.parametrize("width", [1, 3, 99])
+def test_requests_of_a_slot_may_be_sent_at_once(width: int) -> None:
+    city = fast_scenario()
+    day = city.day(1)
+    world = fast.make_fast_world(city, [day])
+    plan = allowed_plan(world, 5)
+    state, station, costs = fast.initial_state(world, np.zeros(1, dtype=np.int64)), [], 0.0
+    while state.slot[0] < N_SLOTS:
+        at = int(state.request[0])
+        action = np.full((1, width), -7)  # what stands behind the slot's requests counts for nothing
+        action[0, : len(plan) - at] = plan[at : at + width]
+        n_left = int(fast.view(world, state).n_waiting[0])
+        action[0, n_left:] = -7
+        state, outcome = fast.step(world, state, action)
+        sent = outcome.station[0]
+        assert (sent[n_left:] == -1).all()
+        station += sent[sent >= 0].tolist()
+        costs += float(outcome.cost_eur[0])
+    assert station == plan.tolist()
+    assert costs == pytest.approx(fast.replay(city, day, plan).cost_eur, abs=1e-9)
+
+
+def test_a_refused_request_is_named_among_several(city: Scenario) -> None:
+    day = fast_hand_day(city, *[Request(slot=2)] * 3)
+    world = fast.make_fast_world(city, [day])
+    with pytest.raises(InfeasibleError, match=r"request 2 \(car 2, slot 2\) .* 'quick': all of its 2 plugs are in use"):
+        fast.step(world, fast.initial_state(world, np.zeros(1, dtype=np.int64)), np.array([[1, 1, 1]]))
