@@ -54,8 +54,8 @@ class FastRules(NamedTuple):
 
 @inner
 def in_reach(distance_km: float, consumption_kwh_per_km: float, spare_kwh: float) -> bool:
-    """(4) dis E_c <= (SoC0 - reserve) C."""
-    return distance_km * consumption_kwh_per_km <= spare_kwh + REACH_TOLERANCE_KWH
+    """Reach: dis E_c <= (SoC0 - reserve) C."""
+    return distance_km * consumption_kwh_per_km <= spare_kwh + REACH_TOLERANCE_KWH  # (4)
 
 
 @inner
@@ -110,7 +110,7 @@ def absorb_eur(days: FastDays, rules: FastRules, d: int, t: int, load_kw: FloatA
     total = 0.0
     for j in range(rules.plug_kw.shape[0]):
         total += abs(days.base_kw[d, t, j] + load_kw[t, j] - days.dg_kw[d, t, j])
-    return rules.absorb_eur_per_kw * total
+    return rules.absorb_eur_per_kw * total  # (1), first term
 
 
 @inner
@@ -135,7 +135,8 @@ def send(
     n_requests = days.slot_start[d, t + 1] - days.slot_start[d, t]
     cost = energy * days.import_eur_per_kwh[d, t]  # (2)
     absorb = rules.absorb_eur_per_kw * (abs(net + load_kw[t, j]) - before)
-    return absorb, rules.energy_weight * cost / n_requests, 0.0
+    weighted = rules.energy_weight * cost / n_requests  # (1), second term
+    return absorb, weighted, 0.0
 
 
 @inner
@@ -294,9 +295,10 @@ def judge(
     excess: FloatArray,
     count: IntArray,
 ) -> None:
-    """Written: what lies outside the effective limits [pu], and how many bus-phases do, of cases (K,). (3)"""
+    """Written: what lies outside the effective limits [pu], and how many bus-phases do, of cases (K,)."""
     for k in range(first, stop_row):
         d, t = day[k], slot[k]
+        # (3)
         excess[k], count[k] = voltage_excess(voltage_pu[k], days.vmin_pu[d, t], days.vmax_pu[d, t], converged[k])
 
 
