@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from evcs_gym.baselines.registry import make_rule
 from evcs_gym.baselines.score import rollout, world_of
-from evcs_gym.envs import ConfigError, DataError, Scenario, load_scenario
+from evcs_gym.envs import ConfigError, ConvergenceError, DataError, Scenario, load_scenario
 from evcs_gym.envs.day_fast import _end_of_leg, with_fast_load
 from evcs_gym.envs.fleet import fast, normal
 from evcs_gym.envs.fleet.vehicles import FAST_REQUEST_BELOW_SOC_FRAC, HOME, simulate_sessions
@@ -252,6 +252,8 @@ def test_fast_load_is_checked(city: Scenario, small_scenario: Scenario) -> None:
     for load in (np.zeros((N_SLOTS, 3)), np.full((N_SLOTS, 2), np.nan), np.full((N_SLOTS, 2), -1.0)):
         with pytest.raises(DataError, match=r"load_kw must be a finite array \(48, 2\) of powers"):
             with_fast_load(city, day, load)
+    with pytest.raises(ConvergenceError, match="have no power flow in slot 0"):
+        with_fast_load(city, day, np.full((N_SLOTS, 2), 1e6))
     with pytest.raises(ConfigError, match="with_fast_load needs a scenario with fast_charging"):
         with_fast_load(small_scenario, small_scenario.day(0), np.zeros((N_SLOTS, 2)))
 
