@@ -77,6 +77,21 @@ def test_the_second_world_leaves_the_first_as_it_is(city: Scenario) -> None:
     assert np.abs(np.delete(more_kw, city.fast_stations.bus, axis=1)).max() < 1e-9
 
 
+@pytest.mark.parametrize("kind", ["perfect", "persistence", "noisy"])
+def test_forecasts_at_the_stations_are_physical_and_a_stream_of_their_own(kind: str) -> None:
+    content = {**fast_content(), "forecast": {"kind": kind}}
+    day = scenario_from_dict(content).day(4)
+    asked, forecast = fast.requests_of(day), day.forecast
+    for error, truth in ((forecast.fast_base_kw, asked.base_kw), (forecast.fast_dg_kw, asked.dg_kw)):
+        assert error.shape == truth.shape
+        assert (truth + error > -1e-9).all()
+        assert error.any() is np.bool_(kind != "perfect")
+    del content["fast_charging"], content["roads"]
+    alone = scenario_from_dict(content).day(4).forecast
+    np.testing.assert_array_equal(alone.base_kw, forecast.base_kw)
+    assert alone.fast_dg_kw.shape == (N_SLOTS, 0)
+
+
 def test_a_car_is_in_one_mode_at_a_time_by_the_printed_thresholds(city: Scenario) -> None:
     # Home below .8, on the way below .3; a car that asks on its way stands at no plug at home in that slot, and cars
     # without a charger at home never ask there.
