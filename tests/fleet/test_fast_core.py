@@ -31,6 +31,13 @@ def city() -> Scenario:
     return fast_scenario(voltage_eur_per_pu=0.0)
 
 
+def weak_city(**fast_charging: Any) -> Scenario:
+    """Behind 0.90 pu, where base voltages are limits themselves: every charge breaks some."""
+    content = fast_content(**fast_charging)
+    content["feeder"]["source_pu"] = 0.90
+    return scenario_from_dict(content)
+
+
 def played(world: fast.FastWorld, plan: IntArray, day: int = 0) -> tuple[fast.FastState, list[fast.FastOutcome]]:
     """A plan of one day, request by request."""
     state, outcomes = fast.initial_state(world, np.array([day])), []
@@ -202,7 +209,7 @@ def test_days_without_the_world_are_refused(city: Scenario) -> None:
 @given(seed=st.integers(0, 2**32), day_seed=st.integers(0, 3))
 @settings(deadline=None, max_examples=20)
 def test_rewards_of_a_day_are_its_slots(seed: int, day_seed: int) -> None:
-    city = fast_scenario()  # with a price of voltage
+    city = weak_city()
     day: Day = city.day(day_seed)
     world = fast.make_fast_world(city, [day])
     plan = allowed_plan(world, seed)
@@ -214,6 +221,7 @@ def test_rewards_of_a_day_are_its_slots(seed: int, day_seed: int) -> None:
     np.testing.assert_array_equal(state.load_kw[0], result.load_kw)
     np.testing.assert_array_equal(state.n_busy[0], result.n_busy)
     np.testing.assert_array_equal(state.beyond_kwh[0], result.beyond_kwh)
+    assert result.voltage_eur.sum() > 0.0
     # slot by slot: what the steps of a slot pay is the slot's cost and that of the empty ones before it
     fast_day, paid = fast.requests_of(day), np.zeros(N_SLOTS)
     np.add.at(paid, fast_day.slot, [float(outcome.cost_eur[0]) for outcome in outcomes])
@@ -259,10 +267,7 @@ def test_a_refused_request_is_named_among_several(city: Scenario) -> None:
 @given(seed=st.integers(0, 2**32), printed=st.booleans())
 @settings(deadline=None, max_examples=15)
 def test_the_core_agrees_with_its_plain_twin(seed: int, printed: bool) -> None:
-    # behind 0.90 pu, where base voltages are limits themselves: every charge counts
-    content = fast_content(as_printed=printed, reserve_soc_frac=0.0 if printed else 0.05)
-    content["feeder"]["source_pu"] = 0.90
-    city = scenario_from_dict(content)
+    city = weak_city(as_printed=printed, reserve_soc_frac=0.0 if printed else 0.05)
     day = city.day(seed % 3)
     plan = allowed_plan(fast.make_fast_world(city, [day]), seed)
     result, plain = fast.replay(city, day, plan), plain_day(city, day, plan)
@@ -290,3 +295,32 @@ def test_a_collapse_counts_as_zero_volts_in_the_environment_and_in_the_replay() 
     lost_pu = day.vmin_pu[3, 1:].sum()
     assert outcomes[0].violation_pu[0] == pytest.approx(lost_pu)
     assert result.voltage_eur[3] == pytest.approx(100.0 * lost_pu)
+
+
+@given(seed=st.integers(0, 2**32), share=st.floats(0.1, 0.9))
+@settings(deadline=None, max_examples=15)
+def test_nothing_of_later_slots_is_known(seed: int, share: float) -> None:
+    """Neither views, observations nor masks change when the requests of later slots are others."""
+    city = fast_scenario()
+    day = city.day(seed % 3)
+    asked = fast.requests_of(day)
+    world = fast.make_fast_world(city, [day])
+    plan = allowed_plan(world, seed)
+    at = int(share * len(plan))
+    kept = asked.slot <= asked.slot[at]
+    series = ("base_kw", "dg_kw")
+    names = [name for name in asked.__dataclass_fields__ if name not in series]
+    fewer = dataclasses.replace(asked, **{name: getattr(asked, name)[kept] for name in names})
+    shorter = fast.make_fast_world(city, [dataclasses.replace(day, fast=fewer)])
+    states = []
+    for one in (world, shorter):
+        state = fast.initial_state(one, np.zeros(1, dtype=np.int64))
+        for station in plan[:at]:
+            state, _ = fast.step(one, state, np.array([station]))
+        states.append(state)
+    np.testing.assert_array_equal(fast.observe(world, states[0]), fast.observe(shorter, states[1]))
+    one, other = fast.view(world, states[0]), fast.view(shorter, states[1])
+    for name in one.__dataclass_fields__:
+        if name != "rules":
+            np.testing.assert_array_equal(getattr(one, name), getattr(other, name), err_msg=name)
+    assert one.n_waiting[0] == (asked.slot == asked.slot[at]).sum() - (at - np.searchsorted(asked.slot, asked.slot[at]))
