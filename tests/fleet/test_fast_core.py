@@ -5,12 +5,22 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fast_fixtures import CAPACITY_KWH, OMEGA1_EUR_PER_KWH, PRICE_EUR_PER_KWH, Request, fast_hand_day, fast_scenario
+from fast_fixtures import (
+    CAPACITY_KWH,
+    OMEGA1_EUR_PER_KWH,
+    PRICE_EUR_PER_KWH,
+    Request,
+    fast_content,
+    fast_hand_day,
+    fast_scenario,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reference_fast import plain_day
 
 from evcs_gym.envs import ConfigError, DataError, Day, InfeasibleError, Scenario
 from evcs_gym.envs.fleet import fast
+from evcs_gym.envs.scenario import scenario_from_dict
 from evcs_gym.envs.types import IntArray
 from evcs_gym.envs.units import N_SLOTS
 
@@ -19,6 +29,13 @@ from evcs_gym.envs.units import N_SLOTS
 def city() -> Scenario:
     """Two stations, three plugs of 20 kW and two of 100 kW."""
     return fast_scenario(voltage_eur_per_pu=0.0)
+
+
+def weak_city(**fast_charging: Any) -> Scenario:
+    """Behind 0.90 pu, where base voltages are limits themselves: every charge breaks some."""
+    content = fast_content(**fast_charging)
+    content["feeder"]["source_pu"] = 0.90
+    return scenario_from_dict(content)
 
 
 def played(world: fast.FastWorld, plan: IntArray, day: int = 0) -> tuple[fast.FastState, list[fast.FastOutcome]]:
@@ -180,6 +197,11 @@ def test_days_without_the_world_are_refused(city: Scenario) -> None:
         fast.make_fast_world(city, [dataclasses.replace(day, fast=None)])
     with pytest.raises(DataError, match="must be one of a scenario with fast_charging"):
         fast.replay(city, dataclasses.replace(day, fast=None), np.zeros(0, dtype=np.int64))
+    good, wrong = fast_hand_day(city, Request(slot=3)), {"import_eur_per_kwh": np.full(N_SLOTS, np.nan)}
+    with pytest.raises(DataError, match=r"import_eur_per_kwh must be finite and have shape \(48,\), got shape \(48,\)"):
+        fast.make_fast_world(city, [dataclasses.replace(good, **wrong)])
+    with pytest.raises(DataError, match=r"source_pu must be finite and have shape \(48,\), got shape \(3,\)"):
+        fast.make_fast_world(city, [dataclasses.replace(good, source_pu=np.ones(3))])
     with pytest.raises(ConfigError, match="at least one day is needed"):
         fast.make_fast_world(city, [])
 
@@ -187,7 +209,7 @@ def test_days_without_the_world_are_refused(city: Scenario) -> None:
 @given(seed=st.integers(0, 2**32), day_seed=st.integers(0, 3))
 @settings(deadline=None, max_examples=20)
 def test_rewards_of_a_day_are_its_slots(seed: int, day_seed: int) -> None:
-    city = fast_scenario()  # with a price of voltage
+    city = weak_city()
     day: Day = city.day(day_seed)
     world = fast.make_fast_world(city, [day])
     plan = allowed_plan(world, seed)
@@ -199,6 +221,7 @@ def test_rewards_of_a_day_are_its_slots(seed: int, day_seed: int) -> None:
     np.testing.assert_array_equal(state.load_kw[0], result.load_kw)
     np.testing.assert_array_equal(state.n_busy[0], result.n_busy)
     np.testing.assert_array_equal(state.beyond_kwh[0], result.beyond_kwh)
+    assert result.voltage_eur.sum() > 0.0
     # slot by slot: what the steps of a slot pay is the slot's cost and that of the empty ones before it
     fast_day, paid = fast.requests_of(day), np.zeros(N_SLOTS)
     np.add.at(paid, fast_day.slot, [float(outcome.cost_eur[0]) for outcome in outcomes])
@@ -210,3 +233,94 @@ def test_rewards_of_a_day_are_its_slots(seed: int, day_seed: int) -> None:
     assert 0.5 * result.load_kw.sum() + result.beyond_kwh.sum() == pytest.approx(delivered)
     assert (result.n_busy <= city.fast_stations.n_plugs).all()
     assert CAPACITY_KWH > 0
+
+
+@pytest.mark.parametrize("width", [1, 3, 99])
+def test_requests_of_a_slot_may_be_sent_at_once(width: int) -> None:
+    city = fast_scenario()
+    day = city.day(1)
+    world = fast.make_fast_world(city, [day])
+    plan = allowed_plan(world, 5)
+    state, station, costs = fast.initial_state(world, np.zeros(1, dtype=np.int64)), [], 0.0
+    while state.slot[0] < N_SLOTS:
+        at = int(state.request[0])
+        action = np.full((1, width), -7)  # what stands behind the slot's requests counts for nothing
+        action[0, : len(plan) - at] = plan[at : at + width]
+        n_left = int(fast.view(world, state).n_waiting[0])
+        action[0, n_left:] = -7
+        state, outcome = fast.step(world, state, action)
+        sent = outcome.station[0]
+        assert (sent[n_left:] == -1).all()
+        station += sent[sent >= 0].tolist()
+        costs += float(outcome.cost_eur[0])
+    assert station == plan.tolist()
+    assert costs == pytest.approx(fast.replay(city, day, plan).cost_eur, abs=1e-9)
+
+
+def test_a_refused_request_is_named_among_several(city: Scenario) -> None:
+    day = fast_hand_day(city, *[Request(slot=2)] * 3)
+    world = fast.make_fast_world(city, [day])
+    with pytest.raises(InfeasibleError, match=r"request 2 \(car 2, slot 2\) .* 'quick': all of its 2 plugs are in use"):
+        fast.step(world, fast.initial_state(world, np.zeros(1, dtype=np.int64)), np.array([[1, 1, 1]]))
+
+
+@given(seed=st.integers(0, 2**32), printed=st.booleans())
+@settings(deadline=None, max_examples=15)
+def test_the_core_agrees_with_its_plain_twin(seed: int, printed: bool) -> None:
+    city = weak_city(as_printed=printed, reserve_soc_frac=0.0 if printed else 0.05)
+    day = city.day(seed % 3)
+    plan = allowed_plan(fast.make_fast_world(city, [day]), seed)
+    result, plain = fast.replay(city, day, plan), plain_day(city, day, plan)
+    for name in ("absorb_eur", "energy_eur", "stranded_eur", "voltage_eur"):
+        np.testing.assert_allclose(getattr(result, name), getattr(plain, name), atol=1e-6, err_msg=name)
+    np.testing.assert_allclose(result.load_kw, plain.load_kw, atol=1e-9)
+    assert result.beyond_kwh.sum() == pytest.approx(plain.beyond_kwh)
+    assert result.voltage_eur.sum() > 0.0
+
+
+def test_a_collapse_counts_as_zero_volts_in_the_environment_and_in_the_replay() -> None:
+    # 48 MW at the end of the feeder: there is no power flow. The other slots go on.
+    stations = [
+        {"bus": 18, "node": 1, "n_plugs": 2, "plug_kw": 96000},
+        {"bus": 30, "node": 7, "n_plugs": 2, "plug_kw": 50},
+    ]
+    city = fast_scenario(stations=stations)
+    big, small = Request(slot=3, capacity_kwh=60000.0), Request(slot=5)
+    day = fast_hand_day(city, big, small)
+    world = fast.make_fast_world(city, [day])
+    _, outcomes = played(world, np.array([0, 1]))
+    result = fast.replay(city, day, np.array([0, 1]))
+    assert [int(outcome.n_collapsed[0]) for outcome in outcomes] == [1, 0]
+    assert result.converged.tolist() == [slot != 3 for slot in range(N_SLOTS)]
+    lost_pu = day.vmin_pu[3, 1:].sum()
+    assert outcomes[0].violation_pu[0] == pytest.approx(lost_pu)
+    assert result.voltage_eur[3] == pytest.approx(100.0 * lost_pu)
+
+
+@given(seed=st.integers(0, 2**32), share=st.floats(0.1, 0.9))
+@settings(deadline=None, max_examples=15)
+def test_nothing_of_later_slots_is_known(seed: int, share: float) -> None:
+    """Neither views, observations nor masks change when the requests of later slots are others."""
+    city = fast_scenario()
+    day = city.day(seed % 3)
+    asked = fast.requests_of(day)
+    world = fast.make_fast_world(city, [day])
+    plan = allowed_plan(world, seed)
+    at = int(share * len(plan))
+    kept = asked.slot <= asked.slot[at]
+    series = ("base_kw", "dg_kw")
+    names = [name for name in asked.__dataclass_fields__ if name not in series]
+    fewer = dataclasses.replace(asked, **{name: getattr(asked, name)[kept] for name in names})
+    shorter = fast.make_fast_world(city, [dataclasses.replace(day, fast=fewer)])
+    states = []
+    for one in (world, shorter):
+        state = fast.initial_state(one, np.zeros(1, dtype=np.int64))
+        for station in plan[:at]:
+            state, _ = fast.step(one, state, np.array([station]))
+        states.append(state)
+    np.testing.assert_array_equal(fast.observe(world, states[0]), fast.observe(shorter, states[1]))
+    one, other = fast.view(world, states[0]), fast.view(shorter, states[1])
+    for name in one.__dataclass_fields__:
+        if name != "rules":
+            np.testing.assert_array_equal(getattr(one, name), getattr(other, name), err_msg=name)
+    assert one.n_waiting[0] == (asked.slot == asked.slot[at]).sum() - (at - np.searchsorted(asked.slot, asked.slot[at]))
