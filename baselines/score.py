@@ -1,18 +1,20 @@
 """Play a policy on days, all at once, and record what it cost in true EUR."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
 from evcs_gym.baselines.policy import Policy
+from evcs_gym.baselines.policy_fast import FastPolicy
 from evcs_gym.baselines.policy_market import MarketPolicy
 from evcs_gym.baselines.registry import played
+from evcs_gym.baselines.score_fast import FastRollout, fast_ms_per_decision, fast_rollout
 from evcs_gym.baselines.score_market import MarketRollout, market_ms_per_decision, market_rollout
 from evcs_gym.envs.errors import ConfigError, DataError
-from evcs_gym.envs.fleet import normal
+from evcs_gym.envs.fleet import fast, normal
 from evcs_gym.envs.market.core import MarketWorld
 from evcs_gym.envs.market.prepare import market_world
 from evcs_gym.envs.types import BoolArray, ComplexArray, FloatArray, IntArray
@@ -79,7 +81,12 @@ def world_of(scenario: "Scenario", days: "Sequence[Day]", problem: str) -> Any:
     Raises:
         ConfigError: no policies play in that problem, or the scenario has no such world.
     """
-    return market_world(scenario, days) if played(problem) == "market" else normal.make_world(scenario, days)
+    worlds: dict[str, Callable[[Scenario, Sequence[Day]], Any]] = {
+        "normal_charging": normal.make_world,
+        "market": market_world,
+        "fast_charging": fast.make_fast_world,
+    }
+    return worlds[played(problem)](scenario, days)
 
 
 @overload
@@ -87,16 +94,23 @@ def rollout(world: MarketWorld, policy: MarketPolicy, keep_voltage: bool = ...) 
 
 
 @overload
+def rollout(world: fast.FastWorld, policy: FastPolicy, keep_voltage: bool = ...) -> FastRollout: ...
+
+
+@overload
 def rollout(world: normal.World, policy: Policy, keep_voltage: bool = ...) -> Rollout: ...
 
 
 def rollout(
-    world: normal.World | MarketWorld, policy: Policy | MarketPolicy, keep_voltage: bool = False
-) -> Rollout | MarketRollout:
-    """Play every day of the world once, deterministically; both kinds of result have ``cost_eur`` (D,).
+    world: normal.World | MarketWorld | fast.FastWorld,
+    policy: "AnyPolicy",
+    keep_voltage: bool = False,
+) -> Rollout | MarketRollout | FastRollout:
+    """Play every day of the world once, deterministically; all kinds of result have ``cost_eur`` (D,).
 
     Args:
-        keep_voltage: voltages too; in the market the outcomes of all slots, which hold them.
+        keep_voltage: voltages too; in the market the outcomes of all slots, which hold them. Of fast charging its
+            `replay` gives them.
 
     Raises:
         ConfigError: a policy of another world.
@@ -104,16 +118,27 @@ def rollout(
     """
     if isinstance(world, MarketWorld):
         return market_rollout(world, _of_the_market(policy), keep_outcomes=keep_voltage)
+    if isinstance(world, fast.FastWorld):
+        return fast_rollout(world, _of_fast_charging(policy))
     return _normal_rollout(world, _of_normal_charging(policy), keep_voltage)
 
 
-def _of_the_market(policy: Policy | MarketPolicy) -> MarketPolicy:
+AnyPolicy = Policy | MarketPolicy | FastPolicy
+
+
+def _of_fast_charging(policy: AnyPolicy) -> FastPolicy:
+    if not isinstance(policy, FastPolicy):
+        raise ConfigError(f"a policy of fast charging must have send(stage), got {type(policy).__name__}")
+    return policy
+
+
+def _of_the_market(policy: AnyPolicy) -> MarketPolicy:
     if not isinstance(policy, MarketPolicy):
         raise ConfigError(f"a policy of the market must have decide(stage), got {type(policy).__name__}")
     return policy
 
 
-def _of_normal_charging(policy: Policy | MarketPolicy) -> Policy:
+def _of_normal_charging(policy: AnyPolicy) -> Policy:
     if not isinstance(policy, Policy):
         raise ConfigError(f"a policy of normal charging must have predict(observation), got {type(policy).__name__}")
     return policy
@@ -153,7 +178,7 @@ def _collect(world: normal.World, outcomes: list[normal.Outcome], unmet_kwh: Flo
     )
 
 
-def ms_per_decision(world: normal.World | MarketWorld, policy: Policy | MarketPolicy) -> float:
+def ms_per_decision(world: normal.World | MarketWorld | fast.FastWorld, policy: AnyPolicy) -> float:
     """Median milliseconds of one decision of one environment: its view and the policy, not the environment's step.
 
     Raises:
@@ -161,6 +186,8 @@ def ms_per_decision(world: normal.World | MarketWorld, policy: Policy | MarketPo
     """
     if isinstance(world, MarketWorld):
         return market_ms_per_decision(world, _of_the_market(policy))
+    if isinstance(world, fast.FastWorld):
+        return fast_ms_per_decision(world, _of_fast_charging(policy))
     policy = _of_normal_charging(policy)
     stage = _Stage(world, np.zeros(1, dtype=np.int64))
     _attach(policy, stage)

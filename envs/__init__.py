@@ -50,6 +50,7 @@ __all__ = [
 
 _VIEWS = {
     "evcs/NormalCharging-v0": ("fleet.env:NormalChargingEnv", "fleet.vector:NormalChargingVectorEnv"),
+    "evcs/FastCharging-v0": ("fleet.fast_env:FastChargingEnv", "fleet.fast_vector:FastChargingVectorEnv"),
     "evcs/Market-v0": ("market.env:MarketEnv", "market.vector:MarketVectorEnv"),
     "evcs/Bidding-v0": ("market.env:BiddingEnv", "market.vector:BiddingVectorEnv"),
 }

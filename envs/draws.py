@@ -1,5 +1,6 @@
 """Random numbers that follow from keys alone: the same for a row whatever else is in its batch."""
 
+import copy
 from typing import Final
 
 import numpy as np
@@ -23,4 +24,14 @@ def draw_days(rng: np.random.Generator, rows: IntArray, n_days: int) -> IntArray
     Row r of a batch that is seeded alike gets the same days in a batch of any size.
     """
     key = int(rng.integers(2**62)) + rows
+    return np.asarray(uniform_of(key) * n_days, dtype=np.int64)
+
+
+def day_of_episode(rng: np.random.Generator, rows: IntArray, episode: IntArray, n_days: int) -> IntArray:
+    """A day 0 .. n_days - 1 for each of the rows of a batch (B,), by its number and how many days it began before.
+
+    Rows whose days end at different times get the same days in a batch of any size. The generator is left as it is: its
+    state and the episodes say which days come.
+    """
+    key = int(copy.deepcopy(rng).integers(2**61)) + (episode << 32) + rows
     return np.asarray(uniform_of(key) * n_days, dtype=np.int64)

@@ -82,6 +82,7 @@ class SpeedTarget(StrEnum):
     power_flow = "power-flow"
     traffic = "traffic"
     market = "market"
+    fast = "fast"
 
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout and nothing else.")]
@@ -171,6 +172,10 @@ def _measured(target: SpeedTarget) -> Any:
         from evcs_gym.evaluation.speed_market import speed_market
 
         return speed_market()
+    if target is SpeedTarget.fast:
+        from evcs_gym.evaluation.speed_fast import speed_fast
+
+        return speed_fast()
     from evcs_gym.evaluation import speed as timing
 
     return timing.speed_fleet() if target is SpeedTarget.fleet else timing.speed_power_flow()

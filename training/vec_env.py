@@ -22,7 +22,6 @@ from evcs_gym.envs.fleet.env import check_action
 from evcs_gym.envs.fleet.observation import action_space, observation_space
 from evcs_gym.envs.fleet.vector import Batch, step_terms
 from evcs_gym.envs.types import BoolArray, FloatArray
-from evcs_gym.envs.units import N_SLOTS
 
 Rows = Literal["buses", "environments"]
 
@@ -58,8 +57,8 @@ class RowBatch(Protocol):
         """New days; observation (B, A, F)."""
         ...
 
-    def step(self, action: FloatArray) -> Any:
-        """One slot of every row, a `RowStep`."""
+    def step(self, action: Any) -> Any:
+        """One action of every row, a `RowStep`."""
         ...
 
 
@@ -85,7 +84,7 @@ class RowVecEnv(VecEnv, ABC):
         n_envs: int,
         shared: bool,
         observation: spaces.Box,
-        action: spaces.Box,
+        action: spaces.Space[Any],
         n_agents: int,
         reward_scale_per_eur: float,
     ) -> None:
@@ -94,8 +93,8 @@ class RowVecEnv(VecEnv, ABC):
         self.batch, self.shared, self.n_envs, self.n_agents = batch, shared, n_envs, n_agents
         self.reward_scale: float | FloatArray = reward_scale_per_eur
         super().__init__(n_envs * n_agents if shared else n_envs, observation, action)
-        self._actions: FloatArray = np.zeros((n_envs, n_agents))
-        self._returns = np.zeros(self.num_envs)
+        self._actions: np.ndarray = np.zeros((n_envs, n_agents))
+        self._returns, self._steps = np.zeros(self.num_envs), np.zeros(self.num_envs, dtype=np.int64)
         self._terms: dict[str, np.ndarray] = {}
         self.episode_terms: dict[str, np.ndarray] = {}
 
@@ -124,7 +123,7 @@ class RowVecEnv(VecEnv, ABC):
         seed = self._seeds[0]
         self._reset_seeds()
         self._reset_options()
-        self._returns[:] = 0.0
+        self._returns[:], self._steps[:] = 0.0, 0
         self._terms = {}
         return self._by_row(self.batch.reset(seed))
 
@@ -143,6 +142,7 @@ class RowVecEnv(VecEnv, ABC):
         result: RowStep = self.batch.step(self._actions)
         reward = self.reward_scale * self._row_sum(result.reward_eur)
         self._returns += reward
+        self._steps += 1
         for name, values in self._step_terms(result.outcome).items():
             self._terms[name] = self._terms.get(name, 0.0) + values
         ended = np.repeat(result.ended, self.num_envs // self.n_envs)
@@ -156,8 +156,8 @@ class RowVecEnv(VecEnv, ABC):
         for observation, row in zip(final, np.flatnonzero(rows), strict=True):
             infos[row]["terminal_observation"] = observation
             infos[row]["TimeLimit.truncated"] = False
-            infos[row]["episode"] = {"r": float(self._returns[row]), "l": N_SLOTS, "t": 0.0}
-        self._returns[rows] = 0.0
+            infos[row]["episode"] = {"r": float(self._returns[row]), "l": int(self._steps[row]), "t": 0.0}
+        self._returns[rows], self._steps[rows] = 0.0, 0
         self.episode_terms = {name: values[envs].copy() for name, values in self._terms.items()}
         for name, values in self._terms.items():
             self._terms[name] = np.where(envs, 0.0, values)

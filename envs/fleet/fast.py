@@ -5,7 +5,7 @@ of each row to a station: rows have slots of their own and go on past slots with
 steps as requests. Environments, rules, learned policies and the replay of an exact plan pass through one kernel.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -50,7 +50,8 @@ class FastWorld:
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Arrays that were pickled or copied come back writable: freeze them, or every kernel is compiled again."""
         for name, value in state.items():
-            for array in value if isinstance(value, (FastDays, FastRules)) else (value,):
+            parts: Iterable[Any] = vars(value).values() if isinstance(value, FastStations) else (value,)
+            for array in value if isinstance(value, (FastDays, FastRules)) else parts:
                 if isinstance(array, np.ndarray):
                     frozen(array)
             object.__setattr__(self, name, value)
@@ -77,7 +78,8 @@ class FastState:
 
     load_kw (B, T, J): power of every slot to which requests so far have led, plugs in use n_busy (B, T, J), energy
     after the last slot beyond_kwh (B, J). pending_eur (B, 2): what empty slots before this one cost, absorb and voltage
-    terms, which the next reward pays.
+    terms, which the next reward pays. episode (B,): days that the row began before this one; the next day that is drawn
+    for it follows from this.
     """
 
     day: IntArray
@@ -87,6 +89,7 @@ class FastState:
     n_busy: IntArray
     beyond_kwh: FloatArray
     pending_eur: FloatArray
+    episode: IntArray
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,9 +99,10 @@ class FastOutcome:
     absorb_eur, energy_eur: by how much it raised the terms of (1); the first request of a slot pays what the slot cost
     without any, and slots without requests before it. stranded_eur. voltage_eur: of the slot that it finished; the last
     request of a day also pays for the slots after it.
-    station (B,): where it went, J if stranded. delivered_kwh (B,): energy of the charge; charge_eur (B,): (2).
-    n_slots (B,): slots that the step finished; of these violation_pu, n_violations: sum and number of bus-phases
-    outside the effective limits, and n_collapsed: slots without a power flow.
+    station (B,): where it went, J if stranded, and n_stranded (B,) is 1. delivered_kwh (B,): energy of the charge;
+    charge_eur (B,): (2). n_slots (B,): slots that the step finished; of these violation_pu, n_violations: sum and
+    number of bus-phases outside the effective limits, and n_collapsed: slots without a power flow. n_replaced (B,): see
+    `step_executed`.
     """
 
     absorb_eur: FloatArray
@@ -106,12 +110,14 @@ class FastOutcome:
     stranded_eur: FloatArray
     voltage_eur: FloatArray
     station: IntArray
+    n_stranded: IntArray
     delivered_kwh: FloatArray
     charge_eur: FloatArray
     n_slots: IntArray
     violation_pu: FloatArray
     n_violations: IntArray
     n_collapsed: IntArray
+    n_replaced: IntArray
 
     @property
     def cost_eur(self) -> FloatArray:
@@ -211,6 +217,7 @@ def make_fast_world(scenario: "Scenario", days: Sequence[Day]) -> FastWorld:
         consumption_kwh_per_km=_padded([fast.consumption_kwh_per_km for fast in fasts]),
         distance_km=_padded([fast.distance_km for fast in fasts]),
         growth_frac=_stacked([day.forecast.growth_frac for day in days]),
+        price_error_eur_per_kwh=_stacked([day.forecast.import_eur_per_kwh for day in days]),
         base_error_kw=_stacked([day.forecast.fast_base_kw for day in days]),
         dg_error_kw=_stacked([day.forecast.fast_dg_kw for day in days]),
     )
@@ -246,8 +253,8 @@ def _padded(values: Sequence[np.ndarray]) -> Any:
 # ------------------------------------------------------------------------------------------------------- the steps
 
 
-def initial_state(world: FastWorld, day: IntArray) -> FastState:
-    """The first request of the given days, an array (B,) of rows of the world's stack."""
+def initial_state(world: FastWorld, day: IntArray, episode: IntArray | None = None) -> FastState:
+    """The first request of the given days, an array (B,) of rows of the world's stack; episode (B,), 0 by default."""
     day = np.array(day, dtype=np.int64)
     n, shape = len(day), (len(day), N_SLOTS, world.n_stations)
     slot, pending, load = np.empty(n, dtype=np.int64), np.empty((n, 2)), np.zeros(shape)
@@ -261,12 +268,13 @@ def initial_state(world: FastWorld, day: IntArray) -> FastState:
         n_busy=np.zeros(shape, dtype=np.int64),
         beyond_kwh=np.zeros((n, world.n_stations)),
         pending_eur=pending,
+        episode=np.zeros(n, dtype=np.int64) if episode is None else np.array(episode, dtype=np.int64),
     )
 
 
 def with_reset_rows(world: FastWorld, state: FastState, rows: BoolArray, day: IntArray) -> FastState:
-    """The state in which the marked rows (B,) begin the given days (number of marked rows,)."""
-    fresh, out = initial_state(world, day), _copied(state)
+    """The state in which the marked rows (B,) begin the given days (number of marked rows,), their next episodes."""
+    fresh, out = initial_state(world, day, state.episode[rows] + 1), _copied(state)
     for name in FastState.__dataclass_fields__:
         getattr(out, name)[rows] = getattr(fresh, name)
     return out
@@ -274,6 +282,11 @@ def with_reset_rows(world: FastWorld, state: FastState, rows: BoolArray, day: In
 
 def _copied(state: FastState) -> FastState:
     return FastState(**{name: getattr(state, name).copy() for name in FastState.__dataclass_fields__})
+
+
+def rows_of(state: FastState, rows: Any) -> FastState:
+    """The state of some of the rows: indices or a mask."""
+    return FastState(**{name: getattr(state, name)[rows] for name in FastState.__dataclass_fields__})
 
 
 def action_masks(world: FastWorld, state: FastState) -> BoolArray:
@@ -290,45 +303,56 @@ def action_masks(world: FastWorld, state: FastState) -> BoolArray:
 def step(world: FastWorld, state: FastState, action: IntArray) -> tuple[FastState, FastOutcome]:
     """Send the next request of every row to a station 0 .. J - 1, or strand it (J); pure.
 
+    Args:
+        action: (B,); or (B, K) for up to K requests at once, as many as are left in the row's slot: what stands behind
+            these counts for nothing, `FastOutcome.station` is -1 there.
+
     Raises:
         InfeasibleError: an action that is not allowed; names the request, the station and why.
         DataError: actions of another shape or kind. ConfigError: the day of a row is over.
     """
+    after, outcome = step_executed(world, state, action)
+    if outcome.n_replaced.any():
+        row = int(np.argmax(outcome.n_replaced))
+        station, asked = outcome.station.reshape(len(state.day), -1)[row], np.reshape(action, (len(state.day), -1))[row]
+        place = int(np.argmax((station >= 0) & (station != asked)))
+        before = rows_of(state, slice(row, row + 1))
+        if place:  # plugs that the step's earlier requests took
+            before, _ = step_executed(world, before, station[None, :place])
+        _refuse(world, int(state.day[row]), int(before.request[0]), int(asked[place]), before.n_busy[0])
+    return after, outcome
+
+
+def step_executed(world: FastWorld, state: FastState, action: IntArray) -> tuple[FastState, FastOutcome]:
+    """As `step`, but where an action is not allowed the nearest allowed station is taken, J if there is none.
+
+    Of equally near ones the first. n_replaced of the outcome (B,) counts how often that was so.
+    """
     n = len(state.day)
     action = np.asarray(action)
-    if action.shape != (n,) or not np.issubdtype(action.dtype, np.integer):
+    if action.shape[:1] != (n,) or not 1 <= action.ndim <= 2 or not np.issubdtype(action.dtype, np.integer):
         raise DataError(f"actions must be whole numbers of shape ({n},), got {action.dtype} of shape {action.shape}")
     if state.slot.max() >= N_SLOTS:
         raise ConfigError(f"the day of row {int(state.slot.argmax())} is over; start another one before the next step")
-    action = np.ascontiguousarray(action, dtype=np.int64)
-    after, terms, fault = _copied(state), np.empty((n, 3)), np.empty(n, dtype=np.bool_)
+    asked = np.ascontiguousarray(action, dtype=np.int64).reshape(n, -1)
+    after, station, terms = _copied(state), np.empty(asked.shape, dtype=np.int64), np.zeros((n, 5))
     changed = (after.slot, after.request, after.load_kw, after.n_busy, after.beyond_kwh, after.pending_eur)
-    arguments = (world.days, world.rules, state.day, action, *changed, terms, fault)
+    arguments = (world.days, world.rules, state.day, asked, *changed, station, terms)
     run_rows(kernels.advance, n, arguments, parallel_from=PARALLEL_FROM_ROWS)
-    if fault.any():
-        row = int(np.argmax(fault))
-        _refuse(world, int(state.day[row]), int(state.request[row]), int(action[row]), state.n_busy[row])
     voltage_eur, found = _finished(world, state, after)
-    delivered = _delivered_kwh(world, state.day, state.request, action)
     return after, FastOutcome(
         absorb_eur=terms[:, 0],
         energy_eur=terms[:, 1],
         stranded_eur=terms[:, 2],
         voltage_eur=voltage_eur,
-        station=action,
-        delivered_kwh=delivered,
-        charge_eur=delivered * world.days.import_eur_per_kwh[state.day, state.slot],
+        station=station.reshape(action.shape),
+        n_stranded=(station == world.n_stations).sum(axis=1),
+        delivered_kwh=terms[:, 3],
+        charge_eur=terms[:, 4],
         n_slots=after.slot - state.slot,
+        n_replaced=((station >= 0) & (station != asked)).sum(axis=1),
         **found,
     )
-
-
-def _delivered_kwh(world: FastWorld, day: IntArray, request: IntArray, action: IntArray) -> FloatArray:
-    """E of each row's request at its station, 0 where it is stranded, (B,)."""
-    sent = action < world.n_stations
-    distance = world.days.distance_km[day, request, np.where(sent, action, 0)]
-    drive = np.where(sent, distance, 0.0) * world.days.consumption_kwh_per_km[day, request]
-    return np.where(sent, world.days.missing_kwh[day, request] + drive, 0.0)
 
 
 def _finished(world: FastWorld, before: FastState, after: FastState) -> tuple[FloatArray, dict[str, Any]]:
@@ -339,10 +363,14 @@ def _finished(world: FastWorld, before: FastState, after: FastState) -> tuple[Fl
     """
     n, price = len(before.day), world.spec.voltage_eur_per_pu
     n_done = after.slot - before.slot
+    if not n_done.any():
+        return _nothing_found(before, after)
     row = np.repeat(np.arange(n), n_done)
     slot = before.slot[row] + np.arange(len(row)) - np.repeat(np.cumsum(n_done) - n_done, n_done)
     charging = after.load_kw[row, slot].any(axis=1)
     row, slot = row[charging], slot[charging]
+    if not len(row):
+        return _nothing_found(before, after)
     flow, excess, count = _flows(world, before.day[row], slot, after.load_kw[row, slot])
     now = (slot == before.slot[row]) | (after.slot[row] >= N_SLOTS)
     voltage_eur = before.pending_eur[:, 1] + price * np.bincount(row[now], excess[now], minlength=n)
@@ -352,6 +380,14 @@ def _finished(world: FastWorld, before: FastState, after: FastState) -> tuple[Fl
         "n_violations": np.bincount(row, count, minlength=n).astype(np.int64),
         "n_collapsed": np.bincount(row, ~flow.converged, minlength=n).astype(np.int64),
     }
+
+
+def _nothing_found(before: FastState, after: FastState) -> tuple[FloatArray, dict[str, Any]]:
+    """`_finished` where no power flow is due."""
+    after.pending_eur[:, 1] = 0.0
+    none = np.zeros(len(before.day), dtype=np.int64)
+    found = {"violation_pu": none.astype(np.float64), "n_violations": none, "n_collapsed": none}
+    return before.pending_eur[:, 1], found
 
 
 def _flows(
@@ -394,7 +430,99 @@ def _refuse(world: FastWorld, d: int, r: int, j: int, n_busy: IntArray) -> None:
     )
 
 
-# ---------------------------------------------------------------------------------------------------- replay
+# ------------------------------------------------------------------------------------------- what policies may know
+
+
+@dataclass(frozen=True, eq=False)
+class FastView:
+    """What a policy may know when it sends a request, batched (B, ...): nothing of requests of later slots.
+
+    day (B,): row of the world's stack, slot (B,), request (B,): number of the present request in its day. n_slot (B,):
+    all requests of the slot, n of (1); n_waiting (B,): those still to be sent, which all asked at its beginning. Of
+    these, in the order in which they are sent, W the most of any row, padded with zeros: missing_kwh, spare_kwh (B, W):
+    (1 - SoC0) C and (SoC0 - reserve) C; distance_km, drive_kwh (B, W, J): the way to each station and what it takes,
+    inf where none leads. The first of them is the present request; allowed (B, J + 1) are its actions. load_kw, n_busy
+    (B, T, J): committed so far, the present slot included. import_eur_per_kwh (B, T), base_kw and dg_kw (B, T, J): the
+    truth up to the slot and forecasts beyond it.
+    """
+
+    day: IntArray
+    slot: IntArray
+    request: IntArray
+    n_slot: IntArray
+    n_waiting: IntArray
+    missing_kwh: FloatArray
+    spare_kwh: FloatArray
+    distance_km: FloatArray
+    drive_kwh: FloatArray
+    allowed: BoolArray
+    load_kw: FloatArray
+    n_busy: IntArray
+    import_eur_per_kwh: FloatArray
+    base_kw: FloatArray
+    dg_kw: FloatArray
+    rules: FastRules
+
+    @property
+    def n_free(self) -> IntArray:
+        """Plugs of each station that are free in the slot, (B, J)."""
+        return np.asarray(self.rules.n_plugs - self.n_busy[np.arange(len(self.slot)), self.slot])
+
+    @property
+    def surplus_kw(self) -> FloatArray:
+        """Local generation that neither base nor charging takes in the slot, (B, J); negative where there is none."""
+        rows = np.arange(len(self.slot))
+        return np.asarray((self.dg_kw - self.base_kw - self.load_kw)[rows, self.slot])
+
+
+def view(world: FastWorld, state: FastState) -> FastView:
+    """What a rule or a planning policy may know of rows whose day is not over; see `FastView`.
+
+    Raises:
+        ConfigError: the day of a row is over.
+    """
+    if state.slot.max() >= N_SLOTS:
+        raise ConfigError(f"the day of row {int(state.slot.argmax())} is over; there is nothing to be sent")
+    days, day, slot = world.days, state.day, state.slot
+    stop = days.slot_start[day, slot + 1]
+    n_waiting = stop - state.request
+    place = np.arange(int(n_waiting.max()))[None]
+    waits = place < n_waiting[:, None]
+    at = (day[:, None], np.where(waits, state.request[:, None] + place, 0))
+    distance = np.where(waits[:, :, None], days.distance_km[at], 0.0)
+    lead = np.arange(N_SLOTS)[None] - slot[:, None]
+    growth = np.where(lead > 0, np.take_along_axis(days.growth_frac[day], np.maximum(lead, 0), axis=1), 0.0)
+    return FastView(
+        day=day,
+        slot=slot,
+        request=state.request,
+        n_slot=stop - days.slot_start[day, slot],
+        n_waiting=n_waiting,
+        missing_kwh=np.where(waits, days.missing_kwh[at], 0.0),
+        spare_kwh=np.where(waits, days.spare_kwh[at], 0.0),
+        distance_km=distance,
+        drive_kwh=distance * days.consumption_kwh_per_km[at][:, :, None],
+        allowed=action_masks(world, state),
+        load_kw=state.load_kw,
+        n_busy=state.n_busy,
+        import_eur_per_kwh=days.import_eur_per_kwh[day] + growth * days.price_error_eur_per_kwh[day],
+        base_kw=days.base_kw[day] + growth[:, :, None] * days.base_error_kw[day],
+        dg_kw=days.dg_kw[day] + growth[:, :, None] * days.dg_error_kw[day],
+        rules=world.rules,
+    )
+
+
+def observe(world: FastWorld, state: FastState) -> np.ndarray:
+    """Observation float32 (B, F); rows whose day is over show only the time. Table in fast_observation.py."""
+    n = len(state.day)
+    out = np.zeros((n, kernels.n_features(world.n_stations)), dtype=np.float32)
+    arguments = (world.days, world.rules, world.stations.bus, world.spec.mean_requests_per_slot)
+    arguments_of_state = (state.day, state.slot, state.request, state.load_kw, state.n_busy, out)
+    run_rows(kernels.observe, n, arguments + arguments_of_state, parallel_from=PARALLEL_FROM_ROWS)
+    return out
+
+
+# ---------------------------------------------------------------------------------------------------------- replay
 
 
 @dataclass(frozen=True, eq=False)
@@ -449,22 +577,20 @@ def replay(scenario: "Scenario", day: Day, station: IntArray) -> FastReplay:
         _refuse(world, 0, int(r), int(plan[r]), np.zeros((N_SLOTS, n_stations), dtype=np.int64))
     plan = np.ascontiguousarray(plan, dtype=np.int64)
     load, busy = np.zeros((N_SLOTS, n_stations)), np.zeros((N_SLOTS, n_stations), dtype=np.int64)
-    beyond, energy, stranded, absorb = np.zeros(n_stations), *np.zeros((3, N_SLOTS))
-    bad = kernels.play(world.days, world.rules, plan, load, busy, beyond, energy, stranded, absorb)
+    beyond, terms = np.zeros(n_stations), np.zeros((N_SLOTS, 4))
+    bad = kernels.play(world.days, world.rules, plan, load, busy, beyond, terms)
     if bad >= 0:
         _refuse(world, 0, bad, int(plan[bad]), busy)
     slots, zeros = np.arange(N_SLOTS), np.zeros(N_SLOTS, dtype=np.int64)
     flow, excess, count = _flows(world, zeros, slots, load)
     idle = ~load.any(axis=1)
     excess, count = np.where(idle, 0.0, excess), np.where(idle, 0, count)
-    delivered = _delivered_kwh(world, np.zeros_like(plan), np.arange(len(plan)), plan)
-    charge_eur: Any = np.bincount(fast.slot, delivered * day.import_eur_per_kwh[fast.slot], minlength=N_SLOTS)
     return FastReplay(
-        absorb_eur=absorb,
-        energy_eur=energy,
-        stranded_eur=stranded,
+        absorb_eur=terms[:, 0],
+        energy_eur=terms[:, 1],
+        stranded_eur=terms[:, 2],
         voltage_eur=world.spec.voltage_eur_per_pu * excess,
-        charge_eur=charge_eur,
+        charge_eur=terms[:, 3],
         load_kw=load,
         n_busy=busy,
         beyond_kwh=beyond,

@@ -5,8 +5,10 @@ it: ``load_kw`` and ``n_busy`` (B, T, J) are what is committed so far, the prese
 tests/reference_fast.py.
 """
 
+import math
 from typing import NamedTuple
 
+import numpy as np
 from numba import njit
 
 from evcs_gym.envs.compilation import inner
@@ -35,6 +37,7 @@ class FastDays(NamedTuple):
     consumption_kwh_per_km: FloatArray  # (D, R)
     distance_km: FloatArray  # (D, R, J)
     growth_frac: FloatArray  # (D, T)
+    price_error_eur_per_kwh: FloatArray  # (D, T)
     base_error_kw: FloatArray  # (D, T, J)
     dg_error_kw: FloatArray  # (D, T, J)
 
@@ -51,8 +54,8 @@ class FastRules(NamedTuple):
 
 @inner
 def in_reach(distance_km: float, consumption_kwh_per_km: float, spare_kwh: float) -> bool:
-    """(4) dis E_c <= (SoC0 - reserve) C."""
-    return distance_km * consumption_kwh_per_km <= spare_kwh + REACH_TOLERANCE_KWH
+    """Reach: dis E_c <= (SoC0 - reserve) C."""
+    return distance_km * consumption_kwh_per_km <= spare_kwh + REACH_TOLERANCE_KWH  # (4)
 
 
 @inner
@@ -107,7 +110,7 @@ def absorb_eur(days: FastDays, rules: FastRules, d: int, t: int, load_kw: FloatA
     total = 0.0
     for j in range(rules.plug_kw.shape[0]):
         total += abs(days.base_kw[d, t, j] + load_kw[t, j] - days.dg_kw[d, t, j])
-    return rules.absorb_eur_per_kw * total
+    return rules.absorb_eur_per_kw * total  # (1), first term
 
 
 @inner
@@ -132,7 +135,8 @@ def send(
     n_requests = days.slot_start[d, t + 1] - days.slot_start[d, t]
     cost = energy * days.import_eur_per_kwh[d, t]  # (2)
     absorb = rules.absorb_eur_per_kw * (abs(net + load_kw[t, j]) - before)
-    return absorb, rules.energy_weight * cost / n_requests, 0.0
+    weighted = rules.energy_weight * cost / n_requests  # (1), second term
+    return absorb, weighted, 0.0
 
 
 @inner
@@ -162,6 +166,18 @@ def begin(
         pending_eur[b, 1] = 0.0
 
 
+@inner
+def nearest_allowed(days: FastDays, rules: FastRules, d: int, t: int, r: int, n_busy: IntArray) -> int:
+    """The nearest station that request r may go to, of equally near ones the first; J, stranded, if there is none."""
+    n_stations = rules.plug_kw.shape[0]
+    best = n_stations
+    for j in range(n_stations):
+        near = best == n_stations or days.distance_km[d, r, j] < days.distance_km[d, r, best]
+        if near and allowed(days, rules, d, t, r, j, n_busy):
+            best = j
+    return int(best)
+
+
 @njit(cache=True, nogil=True)
 def advance(
     first: int,
@@ -176,33 +192,44 @@ def advance(
     n_busy: IntArray,
     beyond_kwh: FloatArray,
     pending_eur: FloatArray,
+    station: IntArray,
     terms: FloatArray,
-    fault: BoolArray,
 ) -> None:
-    """One request of every row; the row's state is changed in place.
+    """The next requests of every row, at most K of its slot; the row's state is changed in place.
 
-    Written: ``terms`` (B, 3) absorb, energy, stranded of the step, voltage left out; ``fault`` (B,): the action is not
-    allowed, the row is left as it was. ``pending_eur[:, 0]`` is paid and begins anew with what later empty slots cost.
+    ``action`` (B, K). Written: ``station`` (B, K), the action or, where that is not allowed, the nearest station that
+    is, -1 where the slot had no more requests; ``terms`` (B, 5), zero before: absorb, energy and stranded term of the
+    step, voltage left out, delivered energy [kWh] and its cost (2). ``pending_eur[:, 0]`` is paid and begins anew with
+    what later empty slots cost.
     """
     for b in range(first, stop_row):
-        d, t, r, j = day[b], slot[b], request[b], action[b]
-        fault[b] = j < 0 or j > rules.plug_kw.shape[0] or not allowed(days, rules, d, t, r, j, n_busy[b])
-        if fault[b]:
-            continue
-        absorb = pending_eur[b, 0]
+        d, t = day[b], slot[b]
+        terms[b, 0] = pending_eur[b, 0]
         pending_eur[b, 0] = 0.0
-        if r == days.slot_start[d, t]:
-            absorb += absorb_eur(days, rules, d, t, load_kw[b])
-        more, terms[b, 1], terms[b, 2] = send(days, rules, d, t, r, j, load_kw[b], n_busy[b], beyond_kwh[b])
-        absorb += more
-        request[b] = r + 1
-        if r + 1 == days.slot_start[d, t + 1]:
+        if request[b] == days.slot_start[d, t]:
+            terms[b, 0] += absorb_eur(days, rules, d, t, load_kw[b])
+        n_left = days.slot_start[d, t + 1] - request[b]
+        for k in range(action.shape[1]):
+            station[b, k] = -1
+            if k < n_left:
+                r, j = request[b], action[b, k]
+                if j < 0 or j > rules.plug_kw.shape[0] or not allowed(days, rules, d, t, r, j, n_busy[b]):
+                    j = nearest_allowed(days, rules, d, t, r, n_busy[b])
+                absorb, energy, stranded = send(days, rules, d, t, r, j, load_kw[b], n_busy[b], beyond_kwh[b])
+                delivered = 0.0 if j == rules.plug_kw.shape[0] else delivered_kwh(days, d, r, j)
+                terms[b, 0] += absorb
+                terms[b, 1] += energy
+                terms[b, 2] += stranded
+                terms[b, 3] += delivered
+                terms[b, 4] += delivered * days.import_eur_per_kwh[d, t]
+                station[b, k] = j
+                request[b] = r + 1
+        if request[b] == days.slot_start[d, t + 1]:
             slot[b], waiting = skip_empty(days, rules, d, t + 1, load_kw[b])
             if slot[b] == N_SLOTS:
-                absorb += waiting
+                terms[b, 0] += waiting
             else:
                 pending_eur[b, 0] = waiting
-        terms[b, 0] = absorb
 
 
 @njit(cache=True, nogil=True)
@@ -213,13 +240,12 @@ def play(
     load_kw: FloatArray,
     n_busy: IntArray,
     beyond_kwh: FloatArray,
-    energy_eur: FloatArray,
-    stranded_eur: FloatArray,
-    absorb: FloatArray,
+    terms: FloatArray,
 ) -> int:
-    """A plan, the station of every request of day 0; all arrays of one row. Terms of every slot (T,), voltage left out.
+    """A plan, the station of every request of day 0; all arrays of one row.
 
-    Returns the first request that may not go where it is sent, -1 if all may; stops there.
+    Added to ``terms`` (T, 4), zero before: absorb, energy and stranded term of each slot, and the sum of (2). Returns
+    the first request that may not go where it is sent, -1 if all may; stops there.
     """
     for t in range(N_SLOTS):
         for r in range(days.slot_start[0, t], days.slot_start[0, t + 1]):
@@ -227,9 +253,11 @@ def play(
             if not allowed(days, rules, 0, t, r, j, n_busy):
                 return r
             _, energy, stranded = send(days, rules, 0, t, r, j, load_kw, n_busy, beyond_kwh)
-            energy_eur[t] += energy
-            stranded_eur[t] += stranded
-        absorb[t] = absorb_eur(days, rules, 0, t, load_kw)
+            terms[t, 1] += energy
+            terms[t, 2] += stranded
+            if j < rules.plug_kw.shape[0]:
+                terms[t, 3] += delivered_kwh(days, 0, r, j) * days.import_eur_per_kwh[0, t]
+        terms[t, 0] = absorb_eur(days, rules, 0, t, load_kw)
     return -1
 
 
@@ -267,9 +295,10 @@ def judge(
     excess: FloatArray,
     count: IntArray,
 ) -> None:
-    """Written: what lies outside the effective limits [pu], and how many bus-phases do, of cases (K,). (3)"""
+    """Written: what lies outside the effective limits [pu], and how many bus-phases do, of cases (K,)."""
     for k in range(first, stop_row):
         d, t = day[k], slot[k]
+        # (3)
         excess[k], count[k] = voltage_excess(voltage_pu[k], days.vmin_pu[d, t], days.vmax_pu[d, t], converged[k])
 
 
@@ -294,3 +323,123 @@ def mask(
             out[b, j] = over or allowed(days, rules, day[b], slot[b], request[b], j, n_busy[b])
             some = some or out[b, j]
         out[b, n_stations] = over or not some
+
+
+LEADS_SLOTS = (1, 2, 4, 8)
+"""Lead times at which the observation shows committed load and the surplus to come."""
+N_COMMON = 9
+N_PER_STATION = 18
+OBSERVATION_CLIP = 10.0
+DISTANCE_SCALE_KM = 10.0
+ENERGY_SCALE_KWH = 50.0
+DRIVE_SCALE_KWH = 2.0
+POWER_SCALE_KW = 100.0
+PRICE_SCALE_EUR_PER_KWH = 0.1
+VOLTAGE_SCALE_PU = 0.05
+
+
+def n_features(n_stations: int) -> int:
+    """Length of the observation."""
+    return N_COMMON + N_PER_STATION * n_stations
+
+
+@inner
+def forecast_net_kw(days: FastDays, d: int, t: int, s: int, j: int) -> float:
+    """Base load less DG of slot s as slot t knows it."""
+    growth = days.growth_frac[d, s - t] if s > t else 0.0
+    base = days.base_kw[d, s, j] + growth * days.base_error_kw[d, s, j]
+    return float(base - days.dg_kw[d, s, j] - growth * days.dg_error_kw[d, s, j])
+
+
+@inner
+def foreseen_eur(
+    days: FastDays, rules: FastRules, d: int, t: int, j: int, energy_kwh: float, load_kw: FloatArray
+) -> float:
+    """By how much a charge at station j raises the first term of (1) until it ends, or the day does, as forecast."""
+    total, left, s = 0.0, energy_kwh, t
+    while left > ENERGY_ROUNDING_KWH and s < N_SLOTS:
+        power = min(rules.plug_kw[j], left / SLOT_H)
+        net = forecast_net_kw(days, d, t, s, j) + load_kw[s, j]
+        total += abs(net + power) - abs(net)
+        left -= power * SLOT_H
+        s += 1
+    return rules.absorb_eur_per_kw * total
+
+
+@inner
+def station_features(
+    days: FastDays,
+    rules: FastRules,
+    bus: int,
+    d: int,
+    t: int,
+    r: int,
+    j: int,
+    load_kw: FloatArray,
+    n_busy: IntArray,
+    out: FloatArray,
+) -> None:
+    """The features of station j for request r, N_PER_STATION numbers."""
+    distance = min(days.distance_km[d, r, j], OBSERVATION_CLIP * DISTANCE_SCALE_KM)  # inf where no way leads
+    drive = distance * days.consumption_kwh_per_km[d, r]
+    plug, energy = rules.plug_kw[j], days.missing_kwh[d, r] + drive
+    net = days.base_kw[d, t, j] - days.dg_kw[d, t, j] + load_kw[t, j]
+    power = min(plug, energy / SLOT_H)
+    now = rules.absorb_eur_per_kw * (abs(net + power) - abs(net))
+    n_requests = days.slot_start[d, t + 1] - days.slot_start[d, t]
+    drive_eur = rules.energy_weight * drive * days.import_eur_per_kwh[d, t] / n_requests
+    out[0] = 1.0 if allowed(days, rules, d, t, r, j, n_busy) else 0.0
+    out[1] = distance / DISTANCE_SCALE_KM
+    out[2] = drive / DRIVE_SCALE_KWH
+    out[3] = plug / POWER_SCALE_KW
+    out[4] = (rules.n_plugs[j] - n_busy[t, j]) / rules.n_plugs[j]
+    out[5] = net / POWER_SCALE_KW
+    out[6] = load_kw[t, j] / POWER_SCALE_KW
+    out[7] = now + drive_eur
+    out[8] = foreseen_eur(days, rules, d, t, j, energy, load_kw) + drive_eur
+    for k in range(len(LEADS_SLOTS)):
+        s = t + LEADS_SLOTS[k]
+        out[9 + k] = (forecast_net_kw(days, d, t, s, j) + load_kw[s, j]) / POWER_SCALE_KW if s < N_SLOTS else 0.0
+        out[13 + k] = load_kw[s, j] / POWER_SCALE_KW if s < N_SLOTS else 0.0
+    headroom = 1.0
+    for p in range(days.vmin_pu.shape[3]):
+        headroom = min(headroom, days.base_voltage_pu[d, t, bus, p] - days.vmin_pu[d, t, bus, p])
+    out[17] = headroom / VOLTAGE_SCALE_PU
+
+
+@njit(cache=True, nogil=True)
+def observe(
+    first: int,
+    stop_row: int,
+    days: FastDays,
+    rules: FastRules,
+    bus: IntArray,
+    mean_requests: float,
+    day: IntArray,
+    slot: IntArray,
+    request: IntArray,
+    load_kw: FloatArray,
+    n_busy: IntArray,
+    out: np.ndarray,
+) -> None:
+    """Observation of every row into ``out``, float32 (B, F), zero before; table in fast_observation.py."""
+    n_stations = rules.plug_kw.shape[0]
+    for b in range(first, stop_row):
+        d, t, r = day[b], slot[b], request[b]
+        row = np.zeros(N_COMMON + N_PER_STATION * n_stations)
+        row[0] = t / N_SLOTS
+        row[1] = math.sin(2.0 * math.pi * t / N_SLOTS)
+        row[2] = math.cos(2.0 * math.pi * t / N_SLOTS)
+        if t < N_SLOTS:
+            row[3] = (days.slot_start[d, t + 1] - days.slot_start[d, t]) / mean_requests
+            row[4] = (days.slot_start[d, t + 1] - r) / mean_requests
+            row[5] = days.missing_kwh[d, r] / ENERGY_SCALE_KWH
+            row[6] = days.spare_kwh[d, r] / ENERGY_SCALE_KWH
+            row[7] = days.spare_kwh[d, r] / days.consumption_kwh_per_km[d, r] / DISTANCE_SCALE_KM
+            row[8] = days.import_eur_per_kwh[d, t] / PRICE_SCALE_EUR_PER_KWH
+            for j in range(n_stations):
+                at = N_COMMON + N_PER_STATION * j
+                part = row[at : at + N_PER_STATION]
+                station_features(days, rules, bus[j], d, t, r, j, load_kw[b], n_busy[b], part)
+        for f in range(row.shape[0]):
+            out[b, f] = min(max(row[f], -OBSERVATION_CLIP), OBSERVATION_CLIP)
