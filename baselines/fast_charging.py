@@ -250,10 +250,12 @@ class _Search:
         with _collector_paused():
             self.form = forms.fast_charging(problem, arcs, rows)
         self.known: set[int] = set()
-        self.bound_eur = self.relaxation_eur = -np.inf
         self.point: FloatArray | None = None
         self.reduced_cost = np.zeros(0)
         self._compile()
+        form = self.compiled.form
+        # all duals 0: weak, but there is a true bound whatever happens
+        self.bound_eur = self.relaxation_eur = dual_bound(form, np.zeros(len(form.row_lower)))[0]
 
     def _compile(self) -> None:
         with _collector_paused():

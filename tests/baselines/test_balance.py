@@ -79,6 +79,7 @@ def test_where_base_exceeds_generation_the_printed_term_does_not_balance_and_the
     peak = solve_programme(one_car("peak", base), None, 0.0, budget())
     # 20 kW fit under 30 kW: 3 x 30 kW
     assert peak.cost_eur == pytest.approx(0.1 * 90.0 + 1.0)
+    assert peak.bound_eur == pytest.approx(peak.cost_eur)
     squares = solve_programme(one_car("quadratic", base), None, 0.0, budget())
     # the water level 25 kW in the first and last slot: 15 and 5 kW; 25^2 + 30^2 + 25^2 over a mean base of 20 kW
     np.testing.assert_allclose(squares.power_kw[:, 0], [15.0, 0.0, 5.0], atol=1.3)
@@ -98,6 +99,7 @@ def test_tiny_days_of_fast_charging_agree_with_enumeration(balance: Balance, see
     assert best - 1e-6 <= answer.cost_eur
     if balance == "peak":
         assert answer.cost_eur == pytest.approx(best, abs=1e-6)
+        assert answer.bound_eur == pytest.approx(best, abs=1e-6)
     else:  # between tangents a square is seen too small by the square of half their distance
         assert answer.relative_gap < 0.05
 

@@ -375,7 +375,10 @@ def test_a_gap_that_stays_open_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"problem": "market", "network": "linear"}, r"network must be one of none.*, got 'linear' for market"),
         ({"problem": "normal_charging", "network": "none"}, r"for the market alone, got 'none' for normal_charging"),
         ({"problem": "market", "slot": 3}, "slot must be given for traffic and for nothing else, got 3 for market"),
-        ({"problem": "auction"}, "problem must be one of normal_charging, market, traffic, got 'auction'"),
+        (
+            {"problem": "auction"},
+            "problem must be one of normal_charging, market, traffic, fast_charging, got 'auction'",
+        ),
     ],
 )
 def test_what_cannot_be_asked_is_refused(city: Scenario, options: dict[str, Any], message: str) -> None:

@@ -418,7 +418,7 @@ def test_too_little_time_gives_a_plan_and_an_honest_gap() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"problem": "chess"}, "problem must be one of normal_charging, market, traffic, got 'chess'"),
+        ({"problem": "chess"}, "problem must be one of normal_charging, market, traffic, fast_charging, got 'chess'"),
         ({"relative_gap": -0.1}, r"relative_gap must be in \[0, 1\), got -0.1"),
         ({"relative_gap": float("nan")}, r"relative_gap must be in \[0, 1\), got nan"),
         ({"time_limit_s": 0.0}, "time_limit_s must be a positive number"),
