@@ -86,8 +86,8 @@ class Game:
     """A problem in which policies play.
 
     scenario: where none is named. rules: their names. plans: names of policies that come from the exact plan.
-    bound_label: what scores 1. solve: one day exactly. world: of days. naive: cost of the naive rule on a world, (D,). play: one
-    policy on a contest; runs hold the learned ones. trace: figures' data of the policies shown.
+    bound_label: what scores 1. solve: one day exactly. world: of days. naive: cost of the naive rule on a world, (D,).
+    play: one policy on a contest; runs hold the learned ones. trace: figures' data of the policies shown.
     """
 
     scenario: str
