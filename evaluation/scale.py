@@ -61,7 +61,7 @@ class ScaleRow:
     n_decided: cars that ask to be charged on the day. seconds: of what was measured, without preparing the day; see
     `CPU_CELLS`. ms_per_slot: of the steps or decisions of a slot, mean over the day. memory_mib: largest resident
     memory of the process and of its solver. cost_eur, bound_eur: of the plan, and below what none can be. status:
-    "done", else why not; of ``bound`` rows the plan is the rounded one. NaN where there is nothing to say, null in JSON.
+    "done", else why not; of ``bound`` rows the plan is the rounded one. NaN, null in JSON: nothing to say.
     """
 
     world: str
@@ -132,7 +132,8 @@ def _read(path: Path) -> dict[tuple[str, int, str], ScaleRow]:
 def _row_of(content: dict[str, Any]) -> ScaleRow:
     """The row of its plain values; raises KeyError where one is missing."""
     values: dict[str, Any] = {field.name: content[field.name] for field in dataclasses.fields(ScaleRow)}
-    return ScaleRow(**{name: float("nan") if value is None else value for name, value in values.items()})
+    known: dict[str, Any] = {name: float("nan") if value is None else value for name, value in values.items()}
+    return ScaleRow(**known)
 
 
 def _in_a_process(world: str, n_cars: int, cell: str, limit_s: float) -> ScaleRow:
