@@ -228,7 +228,8 @@ class _Search:
     """A programme in the middle of its search: mutable, unlike the records of the project.
 
     station: the best plan that can be executed, (R,). point: of the last relaxation, (n,). reduced_cost (n,) and
-    relaxation_eur belong to it. known: pairs r * J + j with a row of `stranded_last`.
+    relaxation_eur belong to it; both are kept for the integer columns alone. known: pairs r * J + j with a
+    row of `stranded_last`.
     """
 
     def __init__(
@@ -248,12 +249,13 @@ class _Search:
             return
         with _collector_paused():
             self.form = forms.fast_charging(problem, arcs, rows)
-        self.variables = forms.variables_of(self.form)
         self.known: set[int] = set()
-        self.bound_eur = self.relaxation_eur = -np.inf
         self.point: FloatArray | None = None
         self.reduced_cost = np.zeros(0)
         self._compile()
+        form = self.compiled.form
+        # all duals 0: weak, but there is a true bound whatever happens
+        self.bound_eur = self.relaxation_eur = dual_bound(form, np.zeros(len(form.row_lower)))[0]
 
     def _compile(self) -> None:
         with _collector_paused():
@@ -347,10 +349,10 @@ class _Search:
             return False
         self.known.update(pairs)
         forms.stranded_last(self.form, problem, self.arcs, np.column_stack(divmod(np.array(pairs), problem.n_stations)))
-        before = self.compiled.columns(self.variables)
+        before = np.concatenate([self.dispatch, self.stranded])
         self._compile()
         if self.point is not None:  # new rows may put the columns into another order
-            after = self.compiled.columns(self.variables)
+            after = np.concatenate([self.dispatch, self.stranded])
             for values in (self.point, self.reduced_cost):
                 values[after] = values[before]
         return True

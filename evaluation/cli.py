@@ -82,6 +82,7 @@ class SpeedTarget(StrEnum):
     power_flow = "power-flow"
     traffic = "traffic"
     market = "market"
+    fast = "fast"
 
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout and nothing else.")]
@@ -171,6 +172,10 @@ def _measured(target: SpeedTarget) -> Any:
         from evcs_gym.evaluation.speed_market import speed_market
 
         return speed_market()
+    if target is SpeedTarget.fast:
+        from evcs_gym.evaluation.speed_fast import speed_fast
+
+        return speed_fast()
     from evcs_gym.evaluation import speed as timing
 
     return timing.speed_fleet() if target is SpeedTarget.fleet else timing.speed_power_flow()
@@ -250,6 +255,43 @@ def bounds(
         _stdout().print(_table_of([{name: getattr(row, name) for name in shown} for row in rows]))
     if any(row.n_below for row in rows):
         raise typer.Exit(1)
+
+
+@app.command()
+def pareto(
+    problem: ProblemName,
+    days: Annotated[int, typer.Option(min=1, help="How many days: the seeds 0 to N-1.")] = 3,
+    balance: Annotated[
+        list[str] | None,
+        typer.Option(help="First term: exchange, peak or quadratic; repeatable.", show_default="exchange"),
+    ] = None,
+    as_printed: Annotated[bool, typer.Option("--as-printed", help="Weights as the paper prints them.")] = False,
+    time_limit_s: Annotated[float, typer.Option(help="Longest time per solve, in seconds.")] = 10.0,
+    split: SplitName = Split.test,
+    scenario: ScenarioName = None,
+    plot: Annotated[Path | None, typer.Option(help="Store the front as SVG or PNG.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Sweep the two weights of scheduling: what balance costs, by the exact optimum of each point."""
+    from evcs_gym.evaluation.pareto import pareto as sweep
+
+    world = _load_scenario(scenario or DEFAULT_SCENARIOS["fast_charging"])
+    options: dict[str, Any] = {"balances": balance or ["exchange"], "as_printed": as_printed}
+    options |= {"time_limit_s": time_limit_s, "split": split.value}
+    with _quiet_stdout(), _StageProgress(console=_stderr()) as progress:
+        points = sweep(
+            problem, world, days, **options, listener=lambda done, total: progress.show("solving", done, total)
+        )
+    if plot is not None:
+        from evcs_gym.evaluation.figures import pareto_figure
+
+        pareto_figure(points).savefig(plot, facecolor="white")
+    rows = [point.as_dict() for point in points]
+    if as_json:
+        _print_json({"problem": problem, "scenario": world.name, "split": split.value, "points": rows})
+    else:
+        shown = ("balance", "share", "charging_eur", "unabsorbed_kwh", "peak_kw", "relative_gap")
+        _stdout().print(_table_of([{name: row[name] for name in shown} for row in rows]))
 
 
 @app.command()

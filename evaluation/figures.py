@@ -20,9 +20,11 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, MaxNLocator, MultipleLocator
 
+from evcs_gym.baselines.problems.balance import BALANCES
 from evcs_gym.envs.errors import DataError
 from evcs_gym.envs.types import BoolArray, FloatArray
 from evcs_gym.envs.units import US_PER_S
+from evcs_gym.evaluation.pareto import ParetoPoint
 from evcs_gym.evaluation.records import Comparison, DayTrace, Kind, MarketTrace, PolicyResult, TrainingCurve
 from evcs_gym.evaluation.speed import SpeedRow
 
@@ -378,6 +380,30 @@ def growth_figure(rows: Sequence[SpeedRow]) -> Figure:
         axes.set_xlabel("buses")
         axes.set_ylabel("microseconds per power flow")
         axes.legend(loc="lower right")
+    return figure
+
+
+def pareto_figure(points: Sequence[ParetoPoint]) -> Figure:
+    """Charging cost against DG that nobody takes and against the peak, one line for each form of the first term."""
+    if not points:
+        raise DataError("pareto figure: it needs at least one point, got none")
+    colours = dict(zip(BALANCES, (BLUE, VERMILLION, GREEN), strict=True))
+    with _style():
+        figure = Figure(figsize=(WIDTH_IN, 3.6), layout="constrained")
+        both = figure.subplots(1, 2)
+        for axes, name, label in zip(
+            both, ("unabsorbed_kwh", "peak_kw"), ("DG not taken, kWh a day", "peak exchange, kW"), strict=True
+        ):
+            for balance in dict.fromkeys(point.balance for point in points):
+                own = sorted((point for point in points if point.balance == balance), key=lambda point: point.share)
+                x, y = [point.charging_eur for point in own], [getattr(point, name) for point in own]
+                axes.plot(x, y, color=colours[balance], marker="o", ms=4.0, lw=1.6, label=balance)
+                for end in (own[0], own[-1]):
+                    at = (end.charging_eur, getattr(end, name))
+                    axes.annotate(f"{end.share:g}", at, xytext=(4, 4), textcoords="offset points", fontsize=8.5)
+            axes.set_xlabel("charging cost, EUR a day")
+            axes.set_ylabel(label)
+        both[0].legend(loc="upper right")
     return figure
 
 

@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 from evcs_gym.envs.errors import DataError
+from evcs_gym.envs.fleet.fast_observation import fast_observation_page
 from evcs_gym.envs.fleet.observation import observation_page as normal_charging_page
 from evcs_gym.envs.market.observation import observation_page as market_page
 from evcs_gym.evaluation.records import Comparison, read_json, write_text
@@ -18,7 +19,7 @@ _MARKET_COLUMNS = {"profit": "profit", "traded": "traded", "capped slots": "capp
 
 def observation_page() -> str:
     """Markdown page of what every environment shows."""
-    return f"{normal_charging_page()}\n{market_page()}"
+    return f"{normal_charging_page()}\n{market_page()}\n{fast_observation_page()}"
 
 
 def results_block(comparison: Comparison, file: str) -> str:

@@ -25,10 +25,10 @@ IMPORT_CPU_S = 1.0
 SHIPPED_DATA_BYTES = 3e6
 
 SIMULATED = {"P1", "P2", "P3", "P4", "P5", "P6", "P7", "P8", "P9", "P10", "N1", "N2", "N4"}
-SIMULATED |= {"T1", "T2", "T3", "T4", "T5", "T6", "5", "6"}
+SIMULATED |= {"T1", "T2", "T3", "T4", "T5", "T6", "1", "2", "3", "4", "5", "6"}
 SIMULATED |= {"N3", "S1", "S2", "S3", "S4", "M1", "M2", "M3", "M4", "M5", "M6"}
 """Equations of the model that stand as a comment `# (P1)` where the world computes them."""
-PROGRAMMED = {"5", "6", "7", "8"}
+PROGRAMMED = {"1", "2", "3", "4", "5", "6", "7", "8"}
 """Equations of the model that have a function `c5_...` in baselines/forms."""
 UNITS = ROOT / "envs" / "units.py"
 

@@ -19,6 +19,7 @@ import numpy as np
 import pyomo.environ as pyo
 from pyomo.core.expr.numeric_expr import LinearExpression
 
+from evcs_gym.baselines.forms.balance import balance, balance_point
 from evcs_gym.baselines.forms.normal_charging import VoltageRows
 from evcs_gym.baselines.problems.fast_charging import (
     Arcs,
@@ -51,24 +52,24 @@ class FastForm:
 
 
 def fast_charging(problem: FastProblem, arcs: Arcs, rows: VoltageRows | None = None) -> FastForm:
-    """min (1) subject to (4), plugs, and (3) where ``rows`` are given; `stranded_last` is added where needed.
-
-    (4) is in the arcs: a request has variables for the stations within its reach alone.
-    """
+    """min (1) subject to (4), plugs, and (3) where ``rows`` are given; `stranded_last` is added where needed."""
     model = pyo.ConcreteModel(name="fast_charging")
-    model.dispatch = pyo.Var(range(len(arcs.request)), domain=pyo.Integers, bounds=(0, 1))
+    dispatch = c4_within_reach(model, arcs)
     model.stranded = pyo.Var(range(problem.n_requests), domain=pyo.Integers, bounds=(0, 1))
-    dispatch, stranded = list(model.dispatch.values()), list(model.stranded.values())
-    surplus_place = _surplus_places(problem, arcs)
+    stranded = list(model.stranded.values())
+    exchange = problem.balance == "exchange"
+    surplus_place = _surplus_places(problem, arcs) if exchange else np.zeros(0, dtype=np.int64)
     one_destination(model, problem, arcs)
-    c_plugs(model, problem, arcs)
+    plugs(model, problem, arcs)
     terms = [
         c2_energy_cost(arcs, dispatch),
-        c1_exchange(problem, arcs, dispatch),
-        c1_unabsorbed(model, problem, arcs, surplus_place),
         _linear(np.full(problem.n_requests, problem.stranded_eur), stranded),
     ]
-    c1_whole_cars(model, problem, arcs, surplus_place)
+    if exchange:
+        terms += [c1_exchange(problem, arcs, dispatch), c1_unabsorbed(model, problem, arcs, surplus_place)]
+        c1_whole_cars(model, problem, arcs, surplus_place)
+    else:
+        terms.append(_other_balance(model, problem, arcs, dispatch))
     model.stranded_last = pyo.ConstraintList()
     if rows is not None:
         terms.append(c3_voltage(model, problem, arcs, rows))
@@ -83,7 +84,7 @@ def fast_charging(problem: FastProblem, arcs: Arcs, rows: VoltageRows | None = N
         model=model,
         dispatch=dispatch,
         stranded=stranded,
-        unabsorbed=list(model.unabsorbed_kw.values()),
+        unabsorbed=list(model.unabsorbed_kw.values()) if exchange else [],
         surplus_place=surplus_place,
         load=[] if rows is None else list(model.load_kw.values()),
         load_place=np.array([] if rows is None else list(model.load_kw.keys()), dtype=np.int64),
@@ -102,12 +103,11 @@ def point_of_plan(
     values.append(np.maximum(-total_kw[form.surplus_place], 0.0))
     if rows is not None:
         values += [new_kw.ravel()[form.load_place], rows.slack_pu(balanced_kw(new_kw))]
-    return variables_of(form), np.concatenate(values)
-
-
-def variables_of(form: FastForm) -> list[Any]:
-    """All variables."""
-    return [*form.dispatch, *form.stranded, *form.unabsorbed, *form.load, *form.slack]
+    variables = [*form.dispatch, *form.stranded, *form.unabsorbed, *form.load, *form.slack]
+    if problem.balance != "exchange":
+        others, other_values = balance_point(form.model, problem.balance, problem.net_kw + new_kw)
+        variables, values = [*variables, *others], [*values, other_values]
+    return variables, np.concatenate(values)
 
 
 def _linear(coefficients: FloatArray, variables: Sequence[Any], constant: float = 0.0) -> LinearExpression:
@@ -127,6 +127,23 @@ def _surplus_places(problem: FastProblem, arcs: Arcs) -> IntArray:
     return np.flatnonzero(used & (problem.net_kw.ravel() < 0.0))
 
 
+def _other_balance(model: Any, problem: FastProblem, arcs: Arcs, dispatch: Sequence[Any]) -> LinearExpression:
+    """What stands in the place of the first term of (1), see `BALANCES`."""
+    order, first = _entries_by_place(problem, arcs)
+    entries = {int(place): order[first[place] : first[place + 1]] for place in np.flatnonzero(np.diff(first) > 0)}
+    draws = {p: (arcs.load_kw[own].tolist(), [dispatch[a] for a in arcs.load_arc[own]]) for p, own in entries.items()}
+    most_kw = np.zeros(problem.net_kw.shape)
+    most_kw.ravel()[list(entries)] = [float(arcs.load_kw[own].sum()) for own in entries.values()]
+    most_kw = np.minimum(most_kw, problem.free_plugs * problem.plug_kw)
+    return balance(model, problem.balance, problem.net_kw, draws, most_kw, problem.absorb_eur_per_kw)
+
+
+def c4_within_reach(model: Any, arcs: Arcs) -> list[Any]:
+    """(4): a request has variables for the stations within its reach alone."""
+    model.dispatch = pyo.Var(range(len(arcs.request)), domain=pyo.Integers, bounds=(0, 1))
+    return list(model.dispatch.values())
+
+
 def one_destination(model: Any, problem: FastProblem, arcs: Arcs) -> None:
     """Every request goes to one station or is stranded."""
     dispatch, first = list(model.dispatch.values()), arcs.first.tolist()
@@ -138,7 +155,7 @@ def one_destination(model: Any, problem: FastProblem, arcs: Arcs) -> None:
     model.one_destination = pyo.Constraint(range(problem.n_requests), rule=row)
 
 
-def c_plugs(model: Any, problem: FastProblem, arcs: Arcs) -> None:
+def plugs(model: Any, problem: FastProblem, arcs: Arcs) -> None:
     """Charges hold no more plugs than are free; rows only where requests could want more."""
     dispatch = list(model.dispatch.values())
     order, first = _entries_by_place(problem, arcs)
@@ -162,7 +179,7 @@ def c1_exchange(problem: FastProblem, arcs: Arcs, dispatch: Sequence[Any]) -> Li
     """The part of (1) that is linear: |x| = x + 2 max(0, -x) with x = base + charging - DG."""
     drawn_kw = np.bincount(arcs.load_arc, weights=arcs.load_kw, minlength=len(arcs.request))
     price = problem.absorb_eur_per_kw
-    return _linear(price * drawn_kw, dispatch, price * float(problem.net_kw.sum()))
+    return _linear(np.asarray(price * drawn_kw, dtype=np.float64), dispatch, price * float(problem.net_kw.sum()))
 
 
 def c1_unabsorbed(model: Any, problem: FastProblem, arcs: Arcs, places: IntArray) -> LinearExpression:

@@ -18,6 +18,7 @@ import numpy as np
 import pyomo.environ as pyo
 from pyomo.core.expr.numeric_expr import LinearExpression
 
+from evcs_gym.baselines.forms.balance import balance
 from evcs_gym.baselines.problems.normal_charging import (
     N_CONNECTIONS,
     Classes,
@@ -79,8 +80,13 @@ def normal_charging(problem: NormalProblem, classes: Classes, rows: VoltageRows 
     """min (5) subject to (8), and to (7) where ``rows`` are given."""
     model = pyo.ConcreteModel(name=f"normal_charging_{problem.mode}")
     charging = _charging_variables(model, problem, classes)
-    terms = [c6_charging_cost(problem, classes, charging), c5_unabsorbed(model, problem, classes, charging)]
-    c5_whole_cars(model, problem, classes, charging)
+    if problem.balance == "exchange":
+        exchange_eur_per_kwh = problem.gap_eur_per_kwh
+        gap = c5_unabsorbed(model, problem, classes, charging)
+        c5_whole_cars(model, problem, classes, charging)
+    else:
+        exchange_eur_per_kwh, gap = 0.0, _other_balance(model, problem, classes, charging)
+    terms = [c6_charging_cost(problem, classes, charging, exchange_eur_per_kwh), gap]
     c8_full_at_departure(model, classes, charging)
     if rows is not None:
         terms.append(c7_voltage(model, problem, classes, charging, rows))
@@ -95,7 +101,7 @@ def normal_charging(problem: NormalProblem, classes: Classes, rows: VoltageRows 
     return NormalForm(
         model=model,
         charging=charging,
-        unabsorbed=list(model.unabsorbed_kw.values()),
+        unabsorbed=list(model.unabsorbed_kw.values()) if problem.balance == "exchange" else [],
         unabsorbed_place=_surplus_places(problem, first),
         group=[] if rows is None else list(model.group_kw.values()),
         group_place=np.array([] if rows is None else list(model.group_kw.keys()), dtype=np.int64),
@@ -139,11 +145,26 @@ def _surplus_places(problem: NormalProblem, first: IntArray) -> IntArray:
     return np.flatnonzero((problem.net_kw.ravel() < 0.0) & (np.diff(first) > 0))
 
 
-def c6_charging_cost(problem: NormalProblem, classes: Classes, charging: Sequence[Any]) -> LinearExpression:
+def _other_balance(
+    model: pyo.ConcreteModel, problem: NormalProblem, classes: Classes, charging: Sequence[Any]
+) -> LinearExpression:
+    """What stands in the place of the first term of (5), see `BALANCES`."""
+    order, first = _cells_by_bus_and_slot(problem, classes)
+    power, n_cars = classes.power_kw[classes.cell_class], classes.n_cars[classes.cell_class]
+    cells = {int(place): order[first[place] : first[place + 1]] for place in np.flatnonzero(np.diff(first) > 0)}
+    draws = {place: (power[own].tolist(), [charging[m] for m in own]) for place, own in cells.items()}
+    most_kw = np.zeros(problem.net_kw.shape)
+    most_kw.ravel()[list(cells)] = [float(power[own] @ n_cars[own]) for own in cells.values()]
+    return balance(model, problem.balance, problem.net_kw, draws, most_kw, problem.gap_eur_per_kwh * SLOT_H)
+
+
+def c6_charging_cost(
+    problem: NormalProblem, classes: Classes, charging: Sequence[Any], exchange_eur_per_kwh: float
+) -> LinearExpression:
     """(6), and the part of (5) that is linear: |x| = x + 2 max(0, -x) with x = base + charging - DG."""
-    per_kwh = problem.energy_weight * problem.import_eur_per_kwh + problem.gap_eur_per_kwh
+    per_kwh = problem.energy_weight * problem.import_eur_per_kwh + exchange_eur_per_kwh
     kwh = classes.power_kw[classes.cell_class] * SLOT_H
-    constant = problem.gap_eur_per_kwh * SLOT_H * float(problem.net_kw.sum())
+    constant = exchange_eur_per_kwh * SLOT_H * float(problem.net_kw.sum())
     return _linear(per_kwh[classes.cell_slot] * kwh, charging, constant)
 
 

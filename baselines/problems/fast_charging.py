@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from evcs_gym.baselines.problems.balance import Balance, imbalance_kw
 from evcs_gym.baselines.problems.normal_charging import N_CONNECTIONS, NetworkProblem
 from evcs_gym.envs.errors import DataError, InfeasibleError
 from evcs_gym.envs.fleet.fast import requests_of, within_reach
@@ -32,7 +33,8 @@ class FastProblem:
     slot, car: (R,). need_kwh: (1 - SoC0) C, (R,). detour_kwh: dis E_c, (R, J). reach: (4), (R, J). request_weight:
     omega2 nbar / n of the request's slot, (R,). plug_kw: (J,). net_kw: base load and committed load less DG, (T, J).
     free_plugs: plugs that no earlier charge holds, (T, J). import_eur_per_kwh: (T,).
-    absorb_eur_per_kw: omega1 times the slot's length. stranded_eur: price of a stranded car.
+    absorb_eur_per_kw: omega1 times the slot's length. stranded_eur: price of a stranded car. balance: what stands for
+    the first term of (1).
     """
 
     slot: IntArray
@@ -47,6 +49,7 @@ class FastProblem:
     import_eur_per_kwh: FloatArray
     absorb_eur_per_kw: float
     stranded_eur: float
+    balance: Balance = "exchange"
 
     @property
     def n_requests(self) -> int:
@@ -173,7 +176,7 @@ def arcs_of(problem: FastProblem) -> Arcs:
         request=request,
         station=station,
         first=np.searchsorted(request, np.arange(problem.n_requests + 1)),
-        energy_eur=price * energy_kwh,  # (2)
+        energy_eur=price * energy_kwh,
         load_arc=arc,
         load_place=(slot[arc] + since) * problem.n_stations + station[arc],
         load_kw=charge_kw(energy_kwh[arc], plug[arc], since),
@@ -212,7 +215,7 @@ def cost(problem: FastProblem, arcs: Arcs, station: IntArray) -> float:
     """Cost of a plan (R,) without the voltage term [EUR]: both terms of (1) and the stranded cars."""
     chosen = chosen_arcs(problem, arcs, station).astype(np.float64)
     total_kw = problem.net_kw + new_load_kw(problem, arcs, chosen)
-    absorb_eur = problem.absorb_eur_per_kw * np.abs(total_kw).sum()
+    absorb_eur = problem.absorb_eur_per_kw * imbalance_kw(problem.balance, total_kw, problem.net_kw)
     n_stranded = int((station == problem.n_stations).sum())
     return float(absorb_eur + arcs.energy_eur @ chosen + problem.stranded_eur * n_stranded)
 

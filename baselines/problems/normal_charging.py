@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from evcs_gym.baselines.problems.balance import Balance, imbalance_kw
 from evcs_gym.envs.errors import DataError, InfeasibleError
 from evcs_gym.envs.fleet.needs import ChargingMode, session_needs
 from evcs_gym.envs.grid import Feeder, power_flow
@@ -56,6 +57,7 @@ class NormalProblem:
     import_eur_per_kwh: FloatArray
     gap_eur_per_kwh: float
     energy_weight: float
+    balance: Balance = "exchange"
 
     @property
     def n_sessions(self) -> int:
@@ -167,6 +169,11 @@ def check_data(problem: NormalProblem) -> None:
             "problem.gap_eur_per_kwh and problem.energy_weight must not be negative, got "
             f"{problem.gap_eur_per_kwh} and {problem.energy_weight}: (5) is convex only then"
         )
+    if problem.balance != "exchange" and problem.mode == "on_off":
+        raise DataError(
+            f"problem.balance must be exchange where problem.mode is on_off, got {problem.balance}: its local search "
+            "knows no other; take modulated"
+        )
     if problem.n_sessions and not (problem.bus.min() >= 0 and problem.bus.max() < n_buses):
         raise DataError(f"problem.bus must be in 0..{n_buses - 1}, got {problem.bus.min()}..{problem.bus.max()}")
     stay = problem.departure_slot - problem.arrival_slot
@@ -277,7 +284,8 @@ def bus_power_kw(problem: NormalProblem, power_kw: FloatArray) -> FloatArray:
 def cost(problem: NormalProblem, power_kw: FloatArray) -> float:
     """Cost of a plan (T, S) without the voltage term [EUR]: the two terms of (5), summed over slots and buses."""
     charging_kw = bus_power_kw(problem, power_kw)
-    gap_eur = problem.gap_eur_per_kwh * SLOT_H * np.abs(problem.net_kw + charging_kw).sum()
+    gap_kw = imbalance_kw(problem.balance, problem.net_kw + charging_kw, problem.net_kw)
+    gap_eur = problem.gap_eur_per_kwh * SLOT_H * gap_kw
     energy_eur = problem.energy_weight * SLOT_H * (problem.import_eur_per_kwh @ charging_kw).sum()
     return float(gap_eur + energy_eur)
 

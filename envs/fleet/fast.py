@@ -5,7 +5,6 @@ of each row to a station: rows have slots of their own and go on past slots with
 steps as requests. Environments, rules, learned policies and the replay of an exact plan pass through one kernel.
 """
 
-import dataclasses
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -301,63 +300,59 @@ def action_masks(world: FastWorld, state: FastState) -> BoolArray:
     return out
 
 
-def step_executed(world: FastWorld, state: FastState, action: IntArray) -> tuple[FastState, FastOutcome]:
-    """As `step`, for actions 0 .. J of which some may not be allowed, n_replaced of the outcome says which (B,).
-
-    In their place the nearest allowed station is taken, of equally near ones the first, or J where none is allowed.
-    """
-    mask, rows = action_masks(world, state), np.arange(len(state.day))
-    distance = np.where(mask[:, :-1], world.days.distance_km[state.day, state.request], np.inf)
-    nearest = np.where(mask[:, -1], world.n_stations, distance.argmin(axis=1))
-    replaced = ~mask[rows, action]
-    after, outcome = step(world, state, np.where(replaced, nearest, action))
-    return after, dataclasses.replace(outcome, n_replaced=replaced.astype(np.int64))
-
-
 def step(world: FastWorld, state: FastState, action: IntArray) -> tuple[FastState, FastOutcome]:
     """Send the next request of every row to a station 0 .. J - 1, or strand it (J); pure.
+
+    Args:
+        action: (B,); or (B, K) for up to K requests at once, as many as are left in the row's slot: what stands behind
+            these counts for nothing, `FastOutcome.station` is -1 there.
 
     Raises:
         InfeasibleError: an action that is not allowed; names the request, the station and why.
         DataError: actions of another shape or kind. ConfigError: the day of a row is over.
     """
+    after, outcome = step_executed(world, state, action)
+    if outcome.n_replaced.any():
+        row = int(np.argmax(outcome.n_replaced))
+        station, asked = outcome.station.reshape(len(state.day), -1)[row], np.reshape(action, (len(state.day), -1))[row]
+        place = int(np.argmax((station >= 0) & (station != asked)))
+        before = rows_of(state, slice(row, row + 1))
+        if place:  # plugs that the step's earlier requests took
+            before, _ = step_executed(world, before, station[None, :place])
+        _refuse(world, int(state.day[row]), int(before.request[0]), int(asked[place]), before.n_busy[0])
+    return after, outcome
+
+
+def step_executed(world: FastWorld, state: FastState, action: IntArray) -> tuple[FastState, FastOutcome]:
+    """As `step`, but where an action is not allowed the nearest allowed station is taken, J if there is none.
+
+    Of equally near ones the first. n_replaced of the outcome (B,) counts how often that was so.
+    """
     n = len(state.day)
     action = np.asarray(action)
-    if action.shape != (n,) or not np.issubdtype(action.dtype, np.integer):
+    if action.shape[:1] != (n,) or not 1 <= action.ndim <= 2 or not np.issubdtype(action.dtype, np.integer):
         raise DataError(f"actions must be whole numbers of shape ({n},), got {action.dtype} of shape {action.shape}")
     if state.slot.max() >= N_SLOTS:
         raise ConfigError(f"the day of row {int(state.slot.argmax())} is over; start another one before the next step")
-    action = np.ascontiguousarray(action, dtype=np.int64)
-    after, terms, fault = _copied(state), np.empty((n, 3)), np.empty(n, dtype=np.bool_)
+    asked = np.ascontiguousarray(action, dtype=np.int64).reshape(n, -1)
+    after, station, terms = _copied(state), np.empty(asked.shape, dtype=np.int64), np.zeros((n, 5))
     changed = (after.slot, after.request, after.load_kw, after.n_busy, after.beyond_kwh, after.pending_eur)
-    arguments = (world.days, world.rules, state.day, action, *changed, terms, fault)
+    arguments = (world.days, world.rules, state.day, asked, *changed, station, terms)
     run_rows(kernels.advance, n, arguments, parallel_from=PARALLEL_FROM_ROWS)
-    if fault.any():
-        row = int(np.argmax(fault))
-        _refuse(world, int(state.day[row]), int(state.request[row]), int(action[row]), state.n_busy[row])
     voltage_eur, found = _finished(world, state, after)
-    delivered = _delivered_kwh(world, state.day, state.request, action)
     return after, FastOutcome(
         absorb_eur=terms[:, 0],
         energy_eur=terms[:, 1],
         stranded_eur=terms[:, 2],
         voltage_eur=voltage_eur,
-        station=action,
-        n_stranded=(action == world.n_stations).astype(np.int64),
-        delivered_kwh=delivered,
-        charge_eur=delivered * world.days.import_eur_per_kwh[state.day, state.slot],
+        station=station.reshape(action.shape),
+        n_stranded=(station == world.n_stations).sum(axis=1),
+        delivered_kwh=terms[:, 3],
+        charge_eur=terms[:, 4],
         n_slots=after.slot - state.slot,
-        n_replaced=np.zeros(n, dtype=np.int64),
+        n_replaced=((station >= 0) & (station != asked)).sum(axis=1),
         **found,
     )
-
-
-def _delivered_kwh(world: FastWorld, day: IntArray, request: IntArray, action: IntArray) -> FloatArray:
-    """E of each row's request at its station, 0 where it is stranded, (B,)."""
-    sent = action < world.n_stations
-    distance = world.days.distance_km[day, request, np.where(sent, action, 0)]
-    drive = np.where(sent, distance, 0.0) * world.days.consumption_kwh_per_km[day, request]
-    return np.where(sent, world.days.missing_kwh[day, request] + drive, 0.0)
 
 
 def _finished(world: FastWorld, before: FastState, after: FastState) -> tuple[FloatArray, dict[str, Any]]:
@@ -368,10 +363,14 @@ def _finished(world: FastWorld, before: FastState, after: FastState) -> tuple[Fl
     """
     n, price = len(before.day), world.spec.voltage_eur_per_pu
     n_done = after.slot - before.slot
+    if not n_done.any():
+        return _nothing_found(before, after)
     row = np.repeat(np.arange(n), n_done)
     slot = before.slot[row] + np.arange(len(row)) - np.repeat(np.cumsum(n_done) - n_done, n_done)
     charging = after.load_kw[row, slot].any(axis=1)
     row, slot = row[charging], slot[charging]
+    if not len(row):
+        return _nothing_found(before, after)
     flow, excess, count = _flows(world, before.day[row], slot, after.load_kw[row, slot])
     now = (slot == before.slot[row]) | (after.slot[row] >= N_SLOTS)
     voltage_eur = before.pending_eur[:, 1] + price * np.bincount(row[now], excess[now], minlength=n)
@@ -381,6 +380,14 @@ def _finished(world: FastWorld, before: FastState, after: FastState) -> tuple[Fl
         "n_violations": np.bincount(row, count, minlength=n).astype(np.int64),
         "n_collapsed": np.bincount(row, ~flow.converged, minlength=n).astype(np.int64),
     }
+
+
+def _nothing_found(before: FastState, after: FastState) -> tuple[FloatArray, dict[str, Any]]:
+    """`_finished` where no power flow is due."""
+    after.pending_eur[:, 1] = 0.0
+    none = np.zeros(len(before.day), dtype=np.int64)
+    found = {"violation_pu": none.astype(np.float64), "n_violations": none, "n_collapsed": none}
+    return before.pending_eur[:, 1], found
 
 
 def _flows(
@@ -570,22 +577,20 @@ def replay(scenario: "Scenario", day: Day, station: IntArray) -> FastReplay:
         _refuse(world, 0, int(r), int(plan[r]), np.zeros((N_SLOTS, n_stations), dtype=np.int64))
     plan = np.ascontiguousarray(plan, dtype=np.int64)
     load, busy = np.zeros((N_SLOTS, n_stations)), np.zeros((N_SLOTS, n_stations), dtype=np.int64)
-    beyond, energy, stranded, absorb = np.zeros(n_stations), *np.zeros((3, N_SLOTS))
-    bad = kernels.play(world.days, world.rules, plan, load, busy, beyond, energy, stranded, absorb)
+    beyond, terms = np.zeros(n_stations), np.zeros((N_SLOTS, 4))
+    bad = kernels.play(world.days, world.rules, plan, load, busy, beyond, terms)
     if bad >= 0:
         _refuse(world, 0, bad, int(plan[bad]), busy)
     slots, zeros = np.arange(N_SLOTS), np.zeros(N_SLOTS, dtype=np.int64)
     flow, excess, count = _flows(world, zeros, slots, load)
     idle = ~load.any(axis=1)
     excess, count = np.where(idle, 0.0, excess), np.where(idle, 0, count)
-    delivered = _delivered_kwh(world, np.zeros_like(plan), np.arange(len(plan)), plan)
-    charge_eur: Any = np.bincount(fast.slot, delivered * day.import_eur_per_kwh[fast.slot], minlength=N_SLOTS)
     return FastReplay(
-        absorb_eur=absorb,
-        energy_eur=energy,
-        stranded_eur=stranded,
+        absorb_eur=terms[:, 0],
+        energy_eur=terms[:, 1],
+        stranded_eur=terms[:, 2],
         voltage_eur=world.spec.voltage_eur_per_pu * excess,
-        charge_eur=charge_eur,
+        charge_eur=terms[:, 3],
         load_kw=load,
         n_busy=busy,
         beyond_kwh=beyond,

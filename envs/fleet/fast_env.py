@@ -27,7 +27,7 @@ class FastChargingEnv(gym.Env[np.ndarray, np.integer[Any]]):
 
     Action: Discrete(J + 1), the station to which the car is sent, or J: stranded. `action_masks` says what is allowed;
     for anything else the nearest allowed station is taken, and ``info["n_replaced"]`` is 1. Observation: float32 (F,),
-    see docs/fast_observation.md. Reward: minus what the request adds to the cost [EUR] of its slot: the slot's exchange
+    see docs/observation.md. Reward: minus what the request adds to the cost [EUR] of its slot: the slot's exchange
     with the network, energy, stranding, voltage; ``info`` names the terms. The first request of a slot also pays for
     what the slot costs without any, and for slots without requests before it; the last one of a slot for its voltage,
     and the last one of the day for all slots after it. The end of the day is a termination.

@@ -54,8 +54,8 @@ class FastRules(NamedTuple):
 
 @inner
 def in_reach(distance_km: float, consumption_kwh_per_km: float, spare_kwh: float) -> bool:
-    """(4) dis E_c <= (SoC0 - reserve) C."""
-    return distance_km * consumption_kwh_per_km <= spare_kwh + REACH_TOLERANCE_KWH
+    """Reach: dis E_c <= (SoC0 - reserve) C."""
+    return distance_km * consumption_kwh_per_km <= spare_kwh + REACH_TOLERANCE_KWH  # (4)
 
 
 @inner
@@ -110,7 +110,7 @@ def absorb_eur(days: FastDays, rules: FastRules, d: int, t: int, load_kw: FloatA
     total = 0.0
     for j in range(rules.plug_kw.shape[0]):
         total += abs(days.base_kw[d, t, j] + load_kw[t, j] - days.dg_kw[d, t, j])
-    return rules.absorb_eur_per_kw * total
+    return rules.absorb_eur_per_kw * total  # (1), first term
 
 
 @inner
@@ -135,7 +135,8 @@ def send(
     n_requests = days.slot_start[d, t + 1] - days.slot_start[d, t]
     cost = energy * days.import_eur_per_kwh[d, t]  # (2)
     absorb = rules.absorb_eur_per_kw * (abs(net + load_kw[t, j]) - before)
-    return absorb, rules.energy_weight * cost / n_requests, 0.0
+    weighted = rules.energy_weight * cost / n_requests  # (1), second term
+    return absorb, weighted, 0.0
 
 
 @inner
@@ -165,6 +166,18 @@ def begin(
         pending_eur[b, 1] = 0.0
 
 
+@inner
+def nearest_allowed(days: FastDays, rules: FastRules, d: int, t: int, r: int, n_busy: IntArray) -> int:
+    """The nearest station that request r may go to, of equally near ones the first; J, stranded, if there is none."""
+    n_stations = rules.plug_kw.shape[0]
+    best = n_stations
+    for j in range(n_stations):
+        near = best == n_stations or days.distance_km[d, r, j] < days.distance_km[d, r, best]
+        if near and allowed(days, rules, d, t, r, j, n_busy):
+            best = j
+    return int(best)
+
+
 @njit(cache=True, nogil=True)
 def advance(
     first: int,
@@ -179,33 +192,44 @@ def advance(
     n_busy: IntArray,
     beyond_kwh: FloatArray,
     pending_eur: FloatArray,
+    station: IntArray,
     terms: FloatArray,
-    fault: BoolArray,
 ) -> None:
-    """One request of every row; the row's state is changed in place.
+    """The next requests of every row, at most K of its slot; the row's state is changed in place.
 
-    Written: ``terms`` (B, 3) absorb, energy, stranded of the step, voltage left out; ``fault`` (B,): the action is not
-    allowed, the row is left as it was. ``pending_eur[:, 0]`` is paid and begins anew with what later empty slots cost.
+    ``action`` (B, K). Written: ``station`` (B, K), the action or, where that is not allowed, the nearest station that
+    is, -1 where the slot had no more requests; ``terms`` (B, 5), zero before: absorb, energy and stranded term of the
+    step, voltage left out, delivered energy [kWh] and its cost (2). ``pending_eur[:, 0]`` is paid and begins anew with
+    what later empty slots cost.
     """
     for b in range(first, stop_row):
-        d, t, r, j = day[b], slot[b], request[b], action[b]
-        fault[b] = j < 0 or j > rules.plug_kw.shape[0] or not allowed(days, rules, d, t, r, j, n_busy[b])
-        if fault[b]:
-            continue
-        absorb = pending_eur[b, 0]
+        d, t = day[b], slot[b]
+        terms[b, 0] = pending_eur[b, 0]
         pending_eur[b, 0] = 0.0
-        if r == days.slot_start[d, t]:
-            absorb += absorb_eur(days, rules, d, t, load_kw[b])
-        more, terms[b, 1], terms[b, 2] = send(days, rules, d, t, r, j, load_kw[b], n_busy[b], beyond_kwh[b])
-        absorb += more
-        request[b] = r + 1
-        if r + 1 == days.slot_start[d, t + 1]:
+        if request[b] == days.slot_start[d, t]:
+            terms[b, 0] += absorb_eur(days, rules, d, t, load_kw[b])
+        n_left = days.slot_start[d, t + 1] - request[b]
+        for k in range(action.shape[1]):
+            station[b, k] = -1
+            if k < n_left:
+                r, j = request[b], action[b, k]
+                if j < 0 or j > rules.plug_kw.shape[0] or not allowed(days, rules, d, t, r, j, n_busy[b]):
+                    j = nearest_allowed(days, rules, d, t, r, n_busy[b])
+                absorb, energy, stranded = send(days, rules, d, t, r, j, load_kw[b], n_busy[b], beyond_kwh[b])
+                delivered = 0.0 if j == rules.plug_kw.shape[0] else delivered_kwh(days, d, r, j)
+                terms[b, 0] += absorb
+                terms[b, 1] += energy
+                terms[b, 2] += stranded
+                terms[b, 3] += delivered
+                terms[b, 4] += delivered * days.import_eur_per_kwh[d, t]
+                station[b, k] = j
+                request[b] = r + 1
+        if request[b] == days.slot_start[d, t + 1]:
             slot[b], waiting = skip_empty(days, rules, d, t + 1, load_kw[b])
             if slot[b] == N_SLOTS:
-                absorb += waiting
+                terms[b, 0] += waiting
             else:
                 pending_eur[b, 0] = waiting
-        terms[b, 0] = absorb
 
 
 @njit(cache=True, nogil=True)
@@ -216,13 +240,12 @@ def play(
     load_kw: FloatArray,
     n_busy: IntArray,
     beyond_kwh: FloatArray,
-    energy_eur: FloatArray,
-    stranded_eur: FloatArray,
-    absorb: FloatArray,
+    terms: FloatArray,
 ) -> int:
-    """A plan, the station of every request of day 0; all arrays of one row. Terms of every slot (T,), voltage left out.
+    """A plan, the station of every request of day 0; all arrays of one row.
 
-    Returns the first request that may not go where it is sent, -1 if all may; stops there.
+    Added to ``terms`` (T, 4), zero before: absorb, energy and stranded term of each slot, and the sum of (2). Returns
+    the first request that may not go where it is sent, -1 if all may; stops there.
     """
     for t in range(N_SLOTS):
         for r in range(days.slot_start[0, t], days.slot_start[0, t + 1]):
@@ -230,9 +253,11 @@ def play(
             if not allowed(days, rules, 0, t, r, j, n_busy):
                 return r
             _, energy, stranded = send(days, rules, 0, t, r, j, load_kw, n_busy, beyond_kwh)
-            energy_eur[t] += energy
-            stranded_eur[t] += stranded
-        absorb[t] = absorb_eur(days, rules, 0, t, load_kw)
+            terms[t, 1] += energy
+            terms[t, 2] += stranded
+            if j < rules.plug_kw.shape[0]:
+                terms[t, 3] += delivered_kwh(days, 0, r, j) * days.import_eur_per_kwh[0, t]
+        terms[t, 0] = absorb_eur(days, rules, 0, t, load_kw)
     return -1
 
 
@@ -270,9 +295,10 @@ def judge(
     excess: FloatArray,
     count: IntArray,
 ) -> None:
-    """Written: what lies outside the effective limits [pu], and how many bus-phases do, of cases (K,). (3)"""
+    """Written: what lies outside the effective limits [pu], and how many bus-phases do, of cases (K,)."""
     for k in range(first, stop_row):
         d, t = day[k], slot[k]
+        # (3)
         excess[k], count[k] = voltage_excess(voltage_pu[k], days.vmin_pu[d, t], days.vmax_pu[d, t], converged[k])
 
 

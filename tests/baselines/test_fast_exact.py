@@ -259,6 +259,15 @@ def test_every_plan_is_a_point_of_the_form_and_costs_the_same(seed: int) -> None
     assert (rows <= compiled.form.row_upper + 1e-9).all()
 
 
+def test_without_time_there_is_a_plan_that_can_be_executed_and_a_true_bound() -> None:
+    problem = random_day(40, 3, 8)
+    answer = solve_programme(problem, None, 0.0, Budget(time.monotonic() - 100.0, 60.0))
+    problems.check(problem, problems.arcs_of(problem), answer.station)
+    proven = solve_programme(problem, None, 1e-3, Budget(time.monotonic(), 60.0))
+    assert np.isfinite(answer.bound_eur)
+    assert answer.bound_eur < proven.bound_eur <= proven.cost_eur < answer.cost_eur
+
+
 # -- the environment --------------------------------------------------------------------------------------------------
 
 

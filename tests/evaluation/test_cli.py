@@ -97,12 +97,36 @@ def test_version_is_that_of_the_distribution() -> None:
 
 def test_no_command_shows_the_commands() -> None:
     result = run()
-    for name in ("doctor", "speed", "solve", "bounds", "train", "watch", "compare", "demo", "scenario", "city"):
+    for name in (
+        "doctor",
+        "speed",
+        "solve",
+        "bounds",
+        "pareto",
+        "train",
+        "watch",
+        "compare",
+        "demo",
+        "scenario",
+        "city",
+    ):
         assert name in result.output
 
 
 def test_every_command_explains_itself() -> None:
-    for name in ("doctor", "speed", "solve", "bounds", "train", "watch", "compare", "demo", "scenario", "city"):
+    for name in (
+        "doctor",
+        "speed",
+        "solve",
+        "bounds",
+        "pareto",
+        "train",
+        "watch",
+        "compare",
+        "demo",
+        "scenario",
+        "city",
+    ):
         result = run(name, "--help")
         assert result.exit_code == 0
         assert "Usage" in result.output
@@ -160,10 +184,11 @@ ROW = {"name": "evcs-gym", "case": "c", "buses": 33, "batch": 8, "seconds_per_it
         ("power-flow", "speed", "speed_power_flow"),
         ("traffic", "speed_traffic", "speed_traffic"),
         ("market", "speed_market", "speed_market"),
+        ("fast", "speed_fast", "speed_fast"),
     ],
 )
 def test_speed_prints_rows(fake: Callable[..., None], target: str, module: str, function: str) -> None:
-    for name in ("speed_traffic", "speed_market"):  # they import from the real one
+    for name in ("speed_traffic", "speed_market", "speed_fast"):  # they import from the real one
         importlib.import_module(f"evcs_gym.evaluation.{name}")
     fake(f"evcs_gym.evaluation.{module}", **{function: lambda: [SimpleNamespace(as_dict=lambda: dict(ROW))]})
     assert json.loads(run("speed", target, "--json").stdout) == {"rows": [ROW]}

@@ -5,12 +5,22 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fast_fixtures import CAPACITY_KWH, OMEGA1_EUR_PER_KWH, PRICE_EUR_PER_KWH, Request, fast_hand_day, fast_scenario
+from fast_fixtures import (
+    CAPACITY_KWH,
+    OMEGA1_EUR_PER_KWH,
+    PRICE_EUR_PER_KWH,
+    Request,
+    fast_content,
+    fast_hand_day,
+    fast_scenario,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reference_fast import plain_day
 
 from evcs_gym.envs import ConfigError, DataError, Day, InfeasibleError, Scenario
 from evcs_gym.envs.fleet import fast
+from evcs_gym.envs.scenario import scenario_from_dict
 from evcs_gym.envs.types import IntArray
 from evcs_gym.envs.units import N_SLOTS
 
@@ -210,3 +220,49 @@ def test_rewards_of_a_day_are_its_slots(seed: int, day_seed: int) -> None:
     assert 0.5 * result.load_kw.sum() + result.beyond_kwh.sum() == pytest.approx(delivered)
     assert (result.n_busy <= city.fast_stations.n_plugs).all()
     assert CAPACITY_KWH > 0
+
+
+@pytest.mark.parametrize("width", [1, 3, 99])
+def test_requests_of_a_slot_may_be_sent_at_once(width: int) -> None:
+    city = fast_scenario()
+    day = city.day(1)
+    world = fast.make_fast_world(city, [day])
+    plan = allowed_plan(world, 5)
+    state, station, costs = fast.initial_state(world, np.zeros(1, dtype=np.int64)), [], 0.0
+    while state.slot[0] < N_SLOTS:
+        at = int(state.request[0])
+        action = np.full((1, width), -7)  # what stands behind the slot's requests counts for nothing
+        action[0, : len(plan) - at] = plan[at : at + width]
+        n_left = int(fast.view(world, state).n_waiting[0])
+        action[0, n_left:] = -7
+        state, outcome = fast.step(world, state, action)
+        sent = outcome.station[0]
+        assert (sent[n_left:] == -1).all()
+        station += sent[sent >= 0].tolist()
+        costs += float(outcome.cost_eur[0])
+    assert station == plan.tolist()
+    assert costs == pytest.approx(fast.replay(city, day, plan).cost_eur, abs=1e-9)
+
+
+def test_a_refused_request_is_named_among_several(city: Scenario) -> None:
+    day = fast_hand_day(city, *[Request(slot=2)] * 3)
+    world = fast.make_fast_world(city, [day])
+    with pytest.raises(InfeasibleError, match=r"request 2 \(car 2, slot 2\) .* 'quick': all of its 2 plugs are in use"):
+        fast.step(world, fast.initial_state(world, np.zeros(1, dtype=np.int64)), np.array([[1, 1, 1]]))
+
+
+@given(seed=st.integers(0, 2**32), printed=st.booleans())
+@settings(deadline=None, max_examples=15)
+def test_the_core_agrees_with_its_plain_twin(seed: int, printed: bool) -> None:
+    # behind 0.90 pu, where base voltages are limits themselves: every charge counts
+    content = fast_content(as_printed=printed, reserve_soc_frac=0.0 if printed else 0.05)
+    content["feeder"]["source_pu"] = 0.90
+    city = scenario_from_dict(content)
+    day = city.day(seed % 3)
+    plan = allowed_plan(fast.make_fast_world(city, [day]), seed)
+    result, plain = fast.replay(city, day, plan), plain_day(city, day, plan)
+    for name in ("absorb_eur", "energy_eur", "stranded_eur", "voltage_eur"):
+        np.testing.assert_allclose(getattr(result, name), getattr(plain, name), atol=1e-6, err_msg=name)
+    np.testing.assert_allclose(result.load_kw, plain.load_kw, atol=1e-9)
+    assert result.beyond_kwh.sum() == pytest.approx(plain.beyond_kwh)
+    assert result.voltage_eur.sum() > 0.0
