@@ -27,22 +27,25 @@ import numpy as np
 from evcs_gym.envs import Day, Scenario, load_scenario
 from evcs_gym.envs.errors import ConfigError, DataError, EvcsError
 from evcs_gym.envs.fleet import fast, normal
+from evcs_gym.envs.fleet.fast import requests_of
 from evcs_gym.envs.fleet.needs import session_needs
 from evcs_gym.envs.scenario import scenario_from_dict
 from evcs_gym.envs.types import Sessions, frozen
 from evcs_gym.envs.units import MS_PER_S, N_SLOTS
 from evcs_gym.evaluation.contest import Listener
 from evcs_gym.evaluation.records import write_text
+from evcs_gym.evaluation.speed_fast import nearest_plan, play_plan
 
 CARS: Final = (100, 1_000, 10_000, 100_000)
 CITIES: Final = {"normal_charging": "ieee33_residential", "fast_charging": "ieee33_mobility"}
 """City whose cars are multiplied, by world."""
 CELLS: Final = {
     "normal_charging": ("environment", "water_filling", "receding_horizon", "exact", "bound"),
-    "fast_charging": ("environment", "replay", "cheapest", "slot_optimum", "exact", "bound"),
+    "fast_charging": ("environment", "slot_at_once", "cheapest", "slot_optimum", "exact", "bound"),
 }
-"""What is measured. ``replay``: a whole day by one kernel. ``bound``: only where ``exact`` proves nothing in time."""
-CPU_CELLS: Final = ("environment", "replay", "water_filling", "cheapest")
+"""What is measured. ``environment``: steps with observations, of fast charging a request each; ``slot_at_once``: the same
+with all requests of a slot in one step. ``bound``: only where ``exact`` proves nothing in time."""
+CPU_CELLS: Final = ("environment", "slot_at_once", "water_filling", "cheapest")
 """Cells timed in seconds of the processor, which other work on the machine disturbs little; the others, whose solver is
 a process of its own, in wall time."""
 SPLIT: Final = "test"
@@ -221,7 +224,7 @@ def measure(world: str, n_cars: int, cell: str, limit_s: float) -> ScaleRow:
     day = day_of(city, world)
     cells: dict[str, Callable[[], _Measured]] = {
         "environment": lambda: _environment(city, day, world),
-        "replay": lambda: _replay(city, day),
+        "slot_at_once": lambda: _slots_at_once(city, day),
         "exact": lambda: _exact(city, day, world, limit_s),
         "bound": lambda: _bound(city, day, world, limit_s),
     }
@@ -231,29 +234,25 @@ def measure(world: str, n_cars: int, cell: str, limit_s: float) -> ScaleRow:
 
 def _n_decided(day: Day, world: str) -> int:
     if world == "fast_charging":
-        return len(fast.requests_of(day))
+        return len(requests_of(day))
     return int((session_needs(day.sessions, "on_off").n_slots > 0).sum())
 
 
 def _environment(city: Scenario, day: Day, world: str) -> _Measured:
-    """Step and observation of one environment through a day, after one day that compiles the kernels."""
-    play = _play_normal if world == "normal_charging" else _play_fast
-    play(city, _tenth(day))
-    seconds = play(city, day)
+    """Step and observation of one environment through a day, after one that compiles the kernels."""
+    if world == "fast_charging":
+        seconds = _play_fast(fast.make_fast_world(city, [day]), 1)
+    else:
+        _play_normal(city, _tenth(day))
+        seconds = _play_normal(city, day)
     return _Measured(seconds, _n_decided(day, world), MS_PER_S * seconds / N_SLOTS)
 
 
-def _replay(city: Scenario, day: Day) -> _Measured:
-    """The plan of the naive rule put through the kernel of a whole day, the second time: the first one compiles."""
-    from evcs_gym.baselines.registry import make_rule
-    from evcs_gym.baselines.score_fast import fast_rollout
-
-    plan = fast_rollout(fast.make_fast_world(city, [day]), make_rule("nearest", "fast_charging")).station[0]
-    cost = fast.replay(city, day, plan).cost_eur
-    began = time.process_time()
-    fast.replay(city, day, plan)
-    seconds = time.process_time() - began
-    return _Measured(seconds, len(plan), MS_PER_S * seconds / N_SLOTS, cost_eur=cost)
+def _slots_at_once(city: Scenario, day: Day) -> _Measured:
+    """A day of fast charging with all requests of a slot in one step, the second time: the first one compiles."""
+    world = fast.make_fast_world(city, [day])
+    seconds = _play_fast(world, int(np.diff(world.days.slot_start[0]).max()))
+    return _Measured(seconds, len(requests_of(day)), MS_PER_S * seconds / N_SLOTS)
 
 
 def _tenth(day: Day) -> Day:
@@ -274,14 +273,12 @@ def _play_normal(city: Scenario, day: Day) -> float:
     return time.process_time() - began
 
 
-def _play_fast(city: Scenario, day: Day) -> float:
-    """Seconds of the steps of a day, one request after the other to the first station that is allowed."""
-    world = fast.make_fast_world(city, [day])
-    state = fast.initial_state(world, np.zeros(1, dtype=np.int64))
+def _play_fast(world: fast.FastWorld, width: int) -> float:
+    """Seconds of the steps of a day, every request to the nearest station, ``width`` of a slot at a time."""
+    plan = nearest_plan(world)
+    play_plan(world, plan, width)
     began = time.process_time()
-    while state.slot[0] < N_SLOTS:
-        state, _ = fast.step(world, state, fast.action_masks(world, state).argmax(axis=1))
-        fast.observe(world, state)
+    play_plan(world, plan, width)
     return time.process_time() - began
 
 
