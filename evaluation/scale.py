@@ -43,8 +43,8 @@ CELLS: Final = {
     "normal_charging": ("environment", "water_filling", "receding_horizon", "exact", "bound"),
     "fast_charging": ("environment", "slot_at_once", "cheapest", "slot_optimum", "exact", "bound"),
 }
-"""What is measured. ``environment``: steps with observations, of fast charging a request each; ``slot_at_once``: the same
-with all requests of a slot in one step. ``bound``: only where ``exact`` proves nothing in time."""
+"""What is measured. ``environment``: steps with observations, in fast charging a request each; ``slot_at_once``: the
+same with all requests of a slot in one step. ``bound``: only where ``exact`` proves nothing in time."""
 CPU_CELLS: Final = ("environment", "slot_at_once", "water_filling", "cheapest")
 """Cells timed in seconds of the processor, which other work on the machine disturbs little; the others, whose solver is
 a process of its own, in wall time."""
@@ -52,6 +52,8 @@ SPLIT: Final = "test"
 RELATIVE_GAP: Final = 1e-3
 BUILD_FACTOR: Final = 2.0
 """A cell may take this many times the limit of its solver: models of very many cars take long to build."""
+START_S: Final = 60.0
+"""And this long to start, to prepare its day and to compile."""
 STOP_S: Final = 10.0
 KIB_PER_MIB: Final = 1024
 DONE: Final = "done"
@@ -143,7 +145,7 @@ def _in_a_process(world: str, n_cars: int, cell: str, limit_s: float) -> ScaleRo
     """The cell measured by this module run as a program; a row with a reason where that ends badly."""
     command = [sys.executable, "-m", "evcs_gym.evaluation.scale", world, str(n_cars), cell, str(limit_s)]
     child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    allowed_s = BUILD_FACTOR * limit_s + 60.0
+    allowed_s = BUILD_FACTOR * limit_s + START_S
     status = f"stopped after {allowed_s:.0f} s"
     try:
         answer, remarks = child.communicate(timeout=allowed_s)
