@@ -72,3 +72,29 @@ def tiny_problem(seed: int, n_requests: int, n_stations: int, n_slots: int, equa
         absorb_eur_per_kw=float(rng.choice([0.01, 0.05, 0.15])),
         stranded_eur=float(rng.choice([2.0, 10.0, 50.0])),
     )
+
+
+def one_slot(n_requests: int, n_stations: int, equal_power: bool = False, seed: int = 1) -> FastProblem:
+    """Requests of one slot spread over a square of 20 km; generation that seven tenths of them could take, unevenly."""
+    rng = np.random.default_rng(seed)
+    car, place = rng.uniform(0.0, 20.0, (n_requests, 1, 2)), rng.uniform(2.0, 18.0, (1, n_stations, 2))
+    detour_kwh = 0.18 * 1.08 * np.abs(car - place).sum(axis=2)
+    capacity_kwh = rng.choice([39.0, 46.3, 52.0, 57.5, 64.8, 77.0], n_requests)
+    soc_frac = rng.uniform(0.08, 0.3, n_requests)
+    need_kwh = (1.0 - soc_frac) * capacity_kwh
+    plug_kw = np.full(n_stations, 50.0) if equal_power else rng.choice([50.0, 120.0, 150.0, 350.0], n_stations)
+    total_kw = min(2.0 * float(need_kwh.mean()), float(plug_kw.mean())) * n_requests
+    return FastProblem(
+        slot=np.zeros(n_requests, dtype=np.int64),
+        car=np.arange(n_requests),
+        need_kwh=need_kwh,
+        detour_kwh=detour_kwh,
+        reach=detour_kwh <= (soc_frac * capacity_kwh)[:, None],
+        request_weight=np.ones(n_requests),
+        plug_kw=plug_kw,
+        net_kw=-0.7 * total_kw * rng.dirichlet(np.full(n_stations, 2.0), 1),
+        free_plugs=np.full((1, n_stations), int(np.ceil(1.6 * n_requests / n_stations))),
+        import_eur_per_kwh=np.array([0.12]),
+        absorb_eur_per_kw=0.05,
+        stranded_eur=50.0,
+    )
