@@ -166,13 +166,19 @@ def check_requests(fast: FastDay, n_stations: int, where: str) -> None:
 def _check_days(scenario: "Scenario", days: Sequence[Day]) -> None:
     if not days:
         raise ConfigError("at least one day is needed, got none")
-    shape = (N_SLOTS, *scenario.feeder.load_kva.shape)
+    shapes: dict[str, tuple[int, ...]] = {"import_eur_per_kwh": (N_SLOTS,), "source_pu": (N_SLOTS,)}
+    shapes |= {"load_kva": (N_SLOTS, *scenario.feeder.load_kva.shape)}
+    shapes["capacitor_step"] = (N_SLOTS, len(scenario.devices.banks))
     for day in days:
         where = f"day {day.split}/{day.seed}"
-        if day.fast is None or day.load_kva.shape != shape or day.feeder.name != scenario.feeder.name:
+        if day.fast is None or day.feeder.name != scenario.feeder.name:
             raise DataError(
                 f"{where}: must be a day of scenario {scenario.name!r} with fast charging, got one of {day.scenario!r}"
             )
+        for name, shape in shapes.items():
+            value = getattr(day, name)
+            if value.shape != shape or not np.isfinite(value).all():
+                raise DataError(f"{where}: {name} must be finite and have shape {shape}, got shape {value.shape}")
         check_requests(day.fast, len(scenario.fast_stations), where)
 
 
@@ -199,10 +205,25 @@ def make_fast_world(scenario: "Scenario", days: Sequence[Day]) -> FastWorld:
     """
     spec, stations = scenario.fast_charging, scenario.fast_stations
     _check_days(scenario, days)
+    return FastWorld(
+        spec=spec,
+        feeder=scenario.feeder,
+        stations=stations,
+        rules=FastRules(
+            spec.absorb_eur_per_kw, spec.energy_weight, spec.stranded_eur, stations.plug_kw, stations.n_plugs
+        ),
+        bank_kvar=frozen(bank_kvar(scenario.devices, len(scenario.feeder))),
+        days=_stacked_days(days, spec.reserve_soc_frac),
+        source_pu=_stacked([day.source_pu for day in days]),
+        capacitor_step=_stacked([day.capacitor_step for day in days]),
+        seed=frozen(np.array([day.seed for day in days], dtype=np.int64)),
+    )
+
+
+def _stacked_days(days: Sequence[Day], reserve_soc_frac: float) -> FastDays:
     fasts = [requests_of(day) for day in days]
-    spare = [(fast.soc0_frac - spec.reserve_soc_frac) * fast.capacity_kwh for fast in fasts]
-    missing = [(1.0 - fast.soc0_frac) * fast.capacity_kwh for fast in fasts]
-    arrays = FastDays(
+    forecasts = [day.forecast for day in days]
+    return FastDays(
         import_eur_per_kwh=_stacked([day.import_eur_per_kwh for day in days]),
         base_kw=_stacked([fast.base_kw for fast in fasts]),
         dg_kw=_stacked([fast.dg_kw for fast in fasts]),
@@ -212,27 +233,14 @@ def make_fast_world(scenario: "Scenario", days: Sequence[Day]) -> FastWorld:
         vmax_pu=_stacked([day.vmax_pu for day in days]),
         slot_start=_stacked([np.searchsorted(fast.slot, np.arange(N_SLOTS + 1)) for fast in fasts]),
         car=_padded([fast.car for fast in fasts]),
-        missing_kwh=_padded(missing),
-        spare_kwh=_padded(spare),
+        missing_kwh=_padded([(1.0 - fast.soc0_frac) * fast.capacity_kwh for fast in fasts]),
+        spare_kwh=_padded([(fast.soc0_frac - reserve_soc_frac) * fast.capacity_kwh for fast in fasts]),
         consumption_kwh_per_km=_padded([fast.consumption_kwh_per_km for fast in fasts]),
         distance_km=_padded([fast.distance_km for fast in fasts]),
-        growth_frac=_stacked([day.forecast.growth_frac for day in days]),
-        price_error_eur_per_kwh=_stacked([day.forecast.import_eur_per_kwh for day in days]),
-        base_error_kw=_stacked([day.forecast.fast_base_kw for day in days]),
-        dg_error_kw=_stacked([day.forecast.fast_dg_kw for day in days]),
-    )
-    return FastWorld(
-        spec=spec,
-        feeder=scenario.feeder,
-        stations=stations,
-        rules=FastRules(
-            spec.absorb_eur_per_kw, spec.energy_weight, spec.stranded_eur, stations.plug_kw, stations.n_plugs
-        ),
-        bank_kvar=frozen(bank_kvar(scenario.devices, len(scenario.feeder))),
-        days=arrays,
-        source_pu=_stacked([day.source_pu for day in days]),
-        capacitor_step=_stacked([day.capacitor_step for day in days]),
-        seed=frozen(np.array([day.seed for day in days], dtype=np.int64)),
+        growth_frac=_stacked([forecast.growth_frac for forecast in forecasts]),
+        price_error_eur_per_kwh=_stacked([forecast.import_eur_per_kwh for forecast in forecasts]),
+        base_error_kw=_stacked([forecast.fast_base_kw for forecast in forecasts]),
+        dg_error_kw=_stacked([forecast.fast_dg_kw for forecast in forecasts]),
     )
 
 

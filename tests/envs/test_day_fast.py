@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from evcs_gym.baselines.registry import make_rule
 from evcs_gym.baselines.score import rollout, world_of
-from evcs_gym.envs import ConfigError, DataError, Scenario, load_scenario
+from evcs_gym.envs import ConfigError, ConvergenceError, DataError, Scenario, load_scenario
 from evcs_gym.envs.day_fast import _end_of_leg, with_fast_load
 from evcs_gym.envs.fleet import fast, normal
 from evcs_gym.envs.fleet.vehicles import FAST_REQUEST_BELOW_SOC_FRAC, HOME, simulate_sessions
@@ -75,6 +75,21 @@ def test_the_second_world_leaves_the_first_as_it_is(city: Scenario) -> None:
     np.testing.assert_allclose(more_kw[:, city.fast_stations.bus[0]], both.dg_kw[:, 0] - alone.dg_kw[:, 0], atol=1e-9)
     np.testing.assert_allclose(more_kw[:, city.fast_stations.bus[1]], asked.dg_kw[:, 1], atol=1e-9)
     assert np.abs(np.delete(more_kw, city.fast_stations.bus, axis=1)).max() < 1e-9
+
+
+@pytest.mark.parametrize("kind", ["perfect", "persistence", "noisy"])
+def test_forecasts_at_the_stations_are_physical_and_a_stream_of_their_own(kind: str) -> None:
+    content = {**fast_content(), "forecast": {"kind": kind}}
+    day = scenario_from_dict(content).day(4)
+    asked, forecast = fast.requests_of(day), day.forecast
+    for error, truth in ((forecast.fast_base_kw, asked.base_kw), (forecast.fast_dg_kw, asked.dg_kw)):
+        assert error.shape == truth.shape
+        assert (truth + error > -1e-9).all()
+        assert error.any() is np.bool_(kind != "perfect")
+    del content["fast_charging"], content["roads"]
+    alone = scenario_from_dict(content).day(4).forecast
+    np.testing.assert_array_equal(alone.base_kw, forecast.base_kw)
+    assert alone.fast_dg_kw.shape == (N_SLOTS, 0)
 
 
 def test_a_car_is_in_one_mode_at_a_time_by_the_printed_thresholds(city: Scenario) -> None:
@@ -252,6 +267,8 @@ def test_fast_load_is_checked(city: Scenario, small_scenario: Scenario) -> None:
     for load in (np.zeros((N_SLOTS, 3)), np.full((N_SLOTS, 2), np.nan), np.full((N_SLOTS, 2), -1.0)):
         with pytest.raises(DataError, match=r"load_kw must be a finite array \(48, 2\) of powers"):
             with_fast_load(city, day, load)
+    with pytest.raises(ConvergenceError, match="have no power flow in slot 0"):
+        with_fast_load(city, day, np.full((N_SLOTS, 2), 1e6))
     with pytest.raises(ConfigError, match="with_fast_load needs a scenario with fast_charging"):
         with_fast_load(small_scenario, small_scenario.day(0), np.zeros((N_SLOTS, 2)))
 

@@ -190,6 +190,11 @@ def test_days_without_the_world_are_refused(city: Scenario) -> None:
         fast.make_fast_world(city, [dataclasses.replace(day, fast=None)])
     with pytest.raises(DataError, match="must be one of a scenario with fast_charging"):
         fast.replay(city, dataclasses.replace(day, fast=None), np.zeros(0, dtype=np.int64))
+    good, wrong = fast_hand_day(city, Request(slot=3)), {"import_eur_per_kwh": np.full(N_SLOTS, np.nan)}
+    with pytest.raises(DataError, match=r"import_eur_per_kwh must be finite and have shape \(48,\), got shape \(48,\)"):
+        fast.make_fast_world(city, [dataclasses.replace(good, **wrong)])
+    with pytest.raises(DataError, match=r"source_pu must be finite and have shape \(48,\), got shape \(3,\)"):
+        fast.make_fast_world(city, [dataclasses.replace(good, source_pu=np.ones(3))])
     with pytest.raises(ConfigError, match="at least one day is needed"):
         fast.make_fast_world(city, [])
 
@@ -266,3 +271,22 @@ def test_the_core_agrees_with_its_plain_twin(seed: int, printed: bool) -> None:
     np.testing.assert_allclose(result.load_kw, plain.load_kw, atol=1e-9)
     assert result.beyond_kwh.sum() == pytest.approx(plain.beyond_kwh)
     assert result.voltage_eur.sum() > 0.0
+
+
+def test_a_collapse_counts_as_zero_volts_in_the_environment_and_in_the_replay() -> None:
+    # 48 MW at the end of the feeder: there is no power flow. The other slots go on.
+    stations = [
+        {"bus": 18, "node": 1, "n_plugs": 2, "plug_kw": 96000},
+        {"bus": 30, "node": 7, "n_plugs": 2, "plug_kw": 50},
+    ]
+    city = fast_scenario(stations=stations)
+    big, small = Request(slot=3, capacity_kwh=60000.0), Request(slot=5)
+    day = fast_hand_day(city, big, small)
+    world = fast.make_fast_world(city, [day])
+    _, outcomes = played(world, np.array([0, 1]))
+    result = fast.replay(city, day, np.array([0, 1]))
+    assert [int(outcome.n_collapsed[0]) for outcome in outcomes] == [1, 0]
+    assert result.converged.tolist() == [slot != 3 for slot in range(N_SLOTS)]
+    lost_pu = day.vmin_pu[3, 1:].sum()
+    assert outcomes[0].violation_pu[0] == pytest.approx(lost_pu)
+    assert result.voltage_eur[3] == pytest.approx(100.0 * lost_pu)

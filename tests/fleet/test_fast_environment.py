@@ -1,5 +1,6 @@
 """The environment of fast charging, its vector forms and its pool, as a user meets them."""
 
+import builtins
 import copy
 import dataclasses
 import pickle
@@ -255,6 +256,18 @@ def test_days_without_requests_do_not_enter_the_pool(tmp_path: Path, monkeypatch
     assert env.day.seed == info["day_seed"]
     with pytest.raises(ConfigError, match=r"1 days with a request .* needed, the first 21 seeds give 0; raise"):
         fast_pool.load_fast_pool(fast_scenario(n_cars=(1, 0)), "train", 1)
+
+
+def test_reset_reads_no_file_and_solves_no_power_flow(env: FastChargingEnv, monkeypatch: pytest.MonkeyPatch) -> None:
+    env.reset(seed=0)
+
+    def forbidden(*_: Any, **__: Any) -> None:
+        raise AssertionError("reset must take its day from memory")
+
+    for place, name in ((builtins, "open"), (np, "load"), (fast, "power_flow"), (Scenario, "day"), (Scenario, "days")):
+        monkeypatch.setattr(place, name, forbidden)
+    for _ in range(3):
+        env.reset()
 
 
 def test_table_of_the_observation_fits_the_kernel() -> None:

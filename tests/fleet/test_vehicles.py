@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from evcs_gym.envs.data import TravelTables, load_travel_tables, load_vehicle_models
 from evcs_gym.envs.errors import ConfigError
 from evcs_gym.envs.fleet.vehicles import (
+    HOME,
     Diaries,
     Fleet,
     FleetDay,
@@ -131,6 +132,7 @@ def test_equal_seeds_give_equal_fleets(seed: int, n: int) -> None:
         ({"charger_share_frac": np.array([0.5, 0.5, 0.5])}, "sum to 1"),
         ({"consumption_kwh_per_km": (0.3, 0.2)}, r"must be 0 < lowest <= highest, got \(0.3, 0.2\)"),
         ({"efficiency_frac": 0.0}, r"efficiency_frac must be in \(0, 1\]"),
+        ({"home_charger_frac": -0.1}, r"home_charger_frac must be in \[0, 1\], got -0.1"),
         ({"worker_share_frac": 1.5}, r"worker_share_frac must be in \[0, 1\], got 1.5"),
     ],
 )
@@ -278,6 +280,9 @@ def test_a_long_way_home_needs_fast_charging() -> None:
         assert day.fast_requests.car.tolist() == [0]
         slot, soc_frac = int(day.fast_requests.slot[0]), float(day.fast_requests.soc_frac[0])
         moment = (0.4 - soc_frac) / 0.15  # slots on the road
+        assert day.fast_requests.share_frac[0] == pytest.approx(moment / 4)
+        assert day.fast_requests.to_leg[0] == HOME
+        assert day.fast_requests.from_leg[0] % 2 == 0  # the first of the two legs of a date
         assert slot in (11, 12)
         assert (2 / 3 < moment <= 1) if slot == 11 else (1 <= moment <= 5 / 3 + TIGHT)
         assert day.sessions.soc0_frac[0] == pytest.approx(1 - 0.15 * (4 - moment))
@@ -295,6 +300,17 @@ def test_noon_at_home_is_a_request_and_short_stays_are_dropped() -> None:
     assert day.sessions.arrival_slot.tolist() == [0]
     assert day.sessions.departure_slot.tolist() == [40]
     assert day.sessions.soc0_frac[0] == pytest.approx(1 - 4 * 4 / 50)
+
+
+def test_a_car_without_a_charger_at_home_only_charges_fast() -> None:
+    # 8 kWh a day, 240 in thirty; a battery of 50 kWh that began at least half full and ends with something.
+    tables = clockwork({16: "leisure", 34: "home"}, 2, 20.0, 0.5)
+    day = simulate(one_car(50.0, 0.0), tables, n_burn_in=29)
+    assert len(day.sessions) == 0
+    assert day.n_dropped == 0
+    assert day.ledger.home_charged_kwh.tolist() == [0.0]
+    assert 240 - 50 < day.ledger.fast_charged_kwh[0] < 240 + 25
+    assert_conserved(one_car(50.0, 0.0), day)
 
 
 def test_an_empty_battery_is_counted_not_forgotten() -> None:
