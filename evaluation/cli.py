@@ -444,15 +444,14 @@ def scale(
     as_json: Json = False,
 ) -> None:
     """Time and memory of both scheduling worlds against the number of cars: step, heuristic, exact solve."""
-    from evcs_gym.evaluation.scale import CARS, scale_table
+    from evcs_gym.evaluation.scale import CARS, rich_scale_table, scale_table
 
     with _quiet_stdout(), _StageProgress(console=_stderr()) as progress:
         measured = scale_table(cars or CARS, limit_s, out, progress.show)
-    rows = [row.as_dict() for row in measured]
     if as_json:
-        _print_json({"limit_s": limit_s, "rows": rows})
+        _print_json({"limit_s": limit_s, "rows": [row.as_dict() for row in measured]})
     else:
-        _stdout().print(_table_of([{k: "" if v is None else v for k, v in row.items()} for row in rows]))
+        _stdout().print(rich_scale_table(measured))
 
 
 @app.command()

@@ -23,6 +23,9 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+from rich.text import Text
 
 from evcs_gym.envs import Day, Scenario, load_scenario
 from evcs_gym.envs.errors import ConfigError, DataError, EvcsError
@@ -161,6 +164,19 @@ def _in_a_process(world: str, n_cars: int, cell: str, limit_s: float) -> ScaleRo
         child.kill()
         child.wait()
     return ScaleRow(world, n_cars, cell, 0, allowed_s, np.nan, np.nan, np.nan, np.nan, status)
+
+
+def rich_scale_table(rows: Sequence[ScaleRow]) -> Table:
+    """The rows for the terminal, 80 columns wide."""
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for name in ("world", "cars", "cell", "seconds", "ms/slot", "MiB", "gap %", "status"):
+        table.add_column(name, justify="left" if name in ("world", "cell", "status") else "right", overflow="fold")
+    for row in rows:
+        numbers = (row.seconds, row.ms_per_slot, row.memory_mib, 100.0 * row.gap)
+        shown = ["" if value != value else f"{value:.3g}" for value in numbers]
+        world = row.world.removesuffix("_charging")
+        table.add_row(*(Text(cell) for cell in (world, str(row.n_cars), row.cell, *shown, row.status)))
+    return table
 
 
 # -- cities -----------------------------------------------------------------------------------------------------------

@@ -76,6 +76,7 @@ def test_cells_that_fail_or_take_too_long_are_rows_with_a_reason(monkeypatch: py
     failed = scale._in_a_process("normal_charging", 60, "no_such_cell", 5.0)
     assert failed.status == "failed: scale: 'normal_charging' has no cell 'no_such_cell'"
     monkeypatch.setattr(scale, "START_S", 0.1)
+    monkeypatch.setattr(scale, "STOP_S", 0.5)
     stopped = scale._in_a_process("normal_charging", 60, "exact", 0.1)
     assert stopped.status == "stopped after 0 s"
     assert stopped.as_dict()["cost_eur"] is None
