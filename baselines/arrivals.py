@@ -23,7 +23,7 @@ programmes larger and no plan better (docs/adr/024-receding-horizon.md)."""
 class ExpectedArrivals:
     """Mean arrivals of a day, K classes, C charging buses; cars are a fluid here, their numbers need not be whole.
 
-    arrival_slot, departure_slot: (K,). energy_kwh, power_kw: expected sums over the cars of a class at each bus, (C, K).
+    arrival_slot, departure_slot: (K,). energy_kwh, power_kw: expected sums over the cars of a class at a bus, (C, K).
     """
 
     arrival_slot: IntArray

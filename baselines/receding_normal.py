@@ -31,7 +31,7 @@ SPARE_SEATS_FRAC = 0.5
 """Seats beyond the cars present when a programme is made: making it anew costs a cold start."""
 LEAST_SEATS = 8
 TIE_EUR_PER_KWH = 1e-6
-"""Taken off the price of the present slot: of plans that cost the same the one that charges now is taken, whatever basis
+"""Taken off the price of the present slot: of plans that cost the same that which charges now is taken, whatever basis
 the solver came from. The day may bring less surplus or more cars than expected."""
 N_BLOCKS = 3
 """Prices of the power of a slot: into the DG surplus, across its end, beyond it."""
@@ -112,7 +112,7 @@ class Horizon:
 
 
 def _frame_of(arrivals: ExpectedArrivals, n_seats: int) -> _Frame:
-    """Matrix of the programme of a bus: a cell gives to its group and takes from its slot, a block gives to its slot."""
+    """Matrix of the programme of a bus: a cell adds to its group and to its slot, a block takes from its slot."""
     first = np.concatenate([arrivals.arrival_slot, np.zeros(n_seats, dtype=np.int64)])
     stay = np.concatenate([arrivals.departure_slot, np.full(n_seats, N_SLOTS)]) - first
     n_groups, n_cells, n_blocks = len(first), int(stay.sum()), N_BLOCKS * N_SLOTS

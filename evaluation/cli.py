@@ -548,6 +548,26 @@ def strategy(
 
 
 @app.command()
+def scale(
+    cars: Annotated[
+        list[int] | None, typer.Option(min=1, help="Cars of the city; repeatable.", show_default="100 to 100000")
+    ] = None,
+    limit_s: Annotated[float, typer.Option(help="Time of the solver in a cell, in seconds.")] = 120.0,
+    out: Annotated[Path | None, typer.Option(help="Folder of scale.json; what it holds is not measured again.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Time and memory of both scheduling worlds against the number of cars: step, heuristic, exact solve."""
+    from evcs_gym.evaluation.scale import CARS, rich_scale_table, scale_table
+
+    with _quiet_stdout(), _StageProgress(console=_stderr()) as progress:
+        measured = scale_table(cars or CARS, limit_s, out, progress.show)
+    if as_json:
+        _print_json({"limit_s": limit_s, "rows": [row.as_dict() for row in measured]})
+    else:
+        _stdout().print(rich_scale_table(measured))
+
+
+@app.command()
 def render(
     out: Annotated[Path, typer.Option(help="The GIF that is written.")] = Path("runs/day.gif"),
     policy: Annotated[str, typer.Option(help="The rule that all stations play.")] = "dp_truthful",
