@@ -302,10 +302,10 @@ def _play_fast(world: fast.FastWorld, width: int) -> float:
 
 def _policy(city: Scenario, day: Day, world: str, name: str, limit_s: float) -> _Measured:
     """A day under a rule or planner, decisions alone timed; stops when their time is over."""
-    from evcs_gym.baselines.registry import make_rule
+    from evcs_gym.baselines.registry import make_policy
     from evcs_gym.baselines.score import rollout, world_of
 
-    policy: Any = make_rule(name, world, city)
+    policy: Any = make_policy(name, world, city)
     if name == "receding_horizon":
         policy = _expecting(city, day)
     timed: Any = _Timed(policy, limit_s, time.process_time if name in CPU_CELLS else time.perf_counter)
