@@ -24,6 +24,7 @@ import evcs_gym.baselines
 from evcs_gym.envs.errors import SolverError
 from evcs_gym.evaluation import cli, doctor
 from evcs_gym.evaluation.records import Comparison, as_json
+from evcs_gym.training.callbacks import Progress
 
 SCENARIO = "ieee33_residential"
 
@@ -308,7 +309,7 @@ def test_train_passes_everything_on_and_names_the_folders(fake: Callable[..., No
     def train(preset: str, overrides: list[str], seeds: list[int], run_dir: Path, listener: Any) -> list[Path]:
         calls.append((preset, overrides, seeds, run_dir))
         for steps in (10, 20):
-            listener(3, SimpleNamespace(steps=steps, total_steps=20, best_captured=0.5, steps_per_second=1234.0))
+            listener(3, Progress(steps, 20, captured=0.4, best_captured=0.5, best=0.5, steps_per_second=1234.0))
         return [run_dir / "seed-3"]
 
     fake("evcs_gym.training.train", train=train)
@@ -320,6 +321,10 @@ def test_train_passes_everything_on_and_names_the_folders(fake: Callable[..., No
     assert "captured 0.500" in result.stderr
     run("train", "presets/mine.yaml")
     assert calls[1] == ("presets/mine.yaml", [], [0], Path("runs/mine"))
+
+
+def test_progress_without_a_bound_is_told_in_euros() -> None:
+    assert Progress(1, 2, captured=None, best_captured=None, best=4907.4, steps_per_second=1.0).words == "4,907 EUR/day"
 
 
 def test_an_interrupted_training_says_how_to_go_on(fake: Callable[..., None]) -> None:

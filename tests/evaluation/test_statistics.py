@@ -11,6 +11,7 @@ from hypothesis.extra.numpy import arrays
 
 from evcs_gym.envs.errors import DataError
 from evcs_gym.envs.types import FloatArray
+from evcs_gym.evaluation import statistics
 from evcs_gym.evaluation.statistics import captured, captured_difference, captured_share, day_counts
 
 Costs = tuple[FloatArray, FloatArray, FloatArray]
@@ -178,3 +179,28 @@ def test_a_confidence_that_is_no_share_is_refused(confidence: float) -> None:
 def test_no_resamples_are_refused() -> None:
     with pytest.raises(DataError, match="n_resamples must be at least 1"):
         captured([1.0, 2.0], [3.0, 3.0], [0.0, 0.0], n_resamples=0)
+
+
+# --- means ---------------------------------------------------------------------------------------------------
+
+
+def test_means_and_paired_differences_by_hand() -> None:
+    """Two seeds on two days: (1 + 3 + 5 + 7) / 4 = 4; the other's mean is 1. The first seed alone is 1 above it on both
+    days: a difference without spread."""
+    values, other = [[1.0, 3.0], [5.0, 7.0]], [[0.0, 2.0]]
+    mean = statistics.mean(values)
+    assert mean.value == 4.0
+    assert mean.low is not None
+    assert mean.high is not None
+    assert 1.0 <= mean.low < 4.0 < mean.high <= 7.0
+    assert statistics.mean_difference(values, other).value == 3.0
+    even = statistics.mean_difference([[1.0, 3.0]], other)
+    assert (even.value, even.low, even.high) == (1.0, 1.0, 1.0)
+    assert statistics.mean([[2.0]]) == statistics.Estimate(2.0, None, None)
+
+
+def test_means_of_nothing_and_of_other_days_are_refused() -> None:
+    with pytest.raises(DataError, match=r"values must be finite numbers \(n_seeds, n_days\)"):
+        statistics.mean([[np.nan]])
+    with pytest.raises(DataError, match=r"both must have the same days, got 1 and 2"):
+        statistics.mean_difference([[1.0]], [[1.0, 2.0]])

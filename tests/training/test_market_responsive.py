@@ -1,6 +1,7 @@
 """Learning where drivers respond: rows, rewards and prices are the core's; runs are judged by profit, go on exactly."""
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from evcs_gym.evaluation.responsive import LEARNED_RETAIL, compare_responsive
 from evcs_gym.training.checkpoint import POLICY_FILE, load_weights, read_run
 from evcs_gym.training.config import Preset, load_preset
 from evcs_gym.training.market import MarketVecEnv
-from evcs_gym.training.problems import PROBLEMS
+from evcs_gym.training.problems import PROBLEMS, Judgement
 from evcs_gym.training.train import load_policy, make_model, make_validation, train
 
 B, S = 3, 8
@@ -242,3 +243,13 @@ def test_the_first_slot_follows_one_at_the_stations_own_prices(world: Responsive
     state = remembered(env)
     begun = initial_responsive_state(world, state.market.day)
     np.testing.assert_array_equal(state.arrivals_veh_per_h, begun.arrivals_veh_per_h)
+
+
+def test_without_a_bound_a_judgement_needs_a_merit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mute = replace(
+        PROBLEMS["market_responsive"],
+        judge=lambda *_: Judgement(np.zeros(2), dict.fromkeys(PROBLEMS["market_responsive"].curve, 0.0)),
+    )
+    monkeypatch.setitem(PROBLEMS, "market_responsive", mute)
+    with pytest.raises(ConfigError, match=r"without a bound a judgement needs a merit"):
+        train(tiny(f"total_steps={ROLLOUT}"), run_dir=tmp_path)
