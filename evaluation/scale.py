@@ -39,7 +39,7 @@ from evcs_gym.evaluation.contest import Listener
 from evcs_gym.evaluation.records import write_text
 from evcs_gym.evaluation.speed_fast import nearest_plan, play_plan
 
-CARS: Final = (100, 1_000, 10_000, 100_000)
+CARS: Final = tuple(10**power for power in range(2, 6))
 CITIES: Final = {"normal_charging": "ieee33_residential", "fast_charging": "ieee33_mobility"}
 """City whose cars are multiplied, by world."""
 CELLS: Final = {
