@@ -1,6 +1,6 @@
 """The policy of fast charging that MaskablePPO trains: every station gets a score from one network that all share."""
 
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import torch
 from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
@@ -71,11 +71,13 @@ class StationPolicy(MaskableActorCriticPolicy):
 
     def _build_mlp_extractor(self) -> None:
         n_stations = int(self.action_space.n) - 1  # type: ignore[attr-defined]  # Discrete
-        self.mlp_extractor = StationScores(n_stations, self._hidden_units, self._residual_per_eur)
+        scores = StationScores(n_stations, self._hidden_units, self._residual_per_eur)
+        self.mlp_extractor = scores  # type: ignore[assignment]  # SB3 knows its own extractor only
 
     def _build(self, lr_schedule: Schedule) -> None:
         super()._build(lr_schedule)
         self.action_net = nn.Identity()
-        nn.init.zeros_(self.mlp_extractor.last.weight)
-        nn.init.zeros_(self.mlp_extractor.last.bias)
-        self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)
+        for parameter in cast(StationScores, self.mlp_extractor).last.parameters():
+            nn.init.zeros_(parameter)
+        rate = lr_schedule(1)
+        self.optimizer = self.optimizer_class(self.parameters(), lr=rate, **self.optimizer_kwargs)  # type: ignore[call-arg]

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-
 from sb3_contrib import MaskablePPO
 from stable_baselines3 import PPO
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
@@ -67,8 +66,8 @@ class Problem:
     pool: days to learn on, prepared once, as (scenario, split, number of days) -> world. world: of given days.
     env: vector environment over the rows of a world. judge: plays every day of a world once, deterministically.
     references: naive cost and proven bound of days, None where they are not defined. policy: a model as rollouts take
-    it. facts: what TensorBoard shows of days whatever the policy. curve: the numbers of progress.csv. algorithm: PPO, or
-    that of masked choices. network: policy of the algorithm with its arguments, as the preset has them.
+    it. facts: what TensorBoard shows of days whatever the policy. curve: the numbers of progress.csv. algorithm: PPO,
+    or that of masked choices. network: policy of the algorithm with its arguments, as the preset has them.
     """
 
     pool: Callable[[Scenario, str, int], Any]
@@ -76,7 +75,7 @@ class Problem:
     env: Callable[[Any, int, Preset], RowVecEnv]
     judge: Callable[[Any, Any, Preset], Judgement]
     references: Callable[[Scenario, str, Sequence[int]], References] | None
-    policy: Callable[[Policy, Any, Preset], Any]
+    policy: Callable[[Any, Any, Preset], Any]
     facts: Callable[[Sequence[Day]], Mapping[str, float]] = lambda _days: {}
     curve: tuple[str, ...] = ("captured", "cost_eur", "n_violations")
     algorithm: Callable[..., OnPolicyAlgorithm] = PPO

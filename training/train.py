@@ -201,7 +201,7 @@ def _train_seed(course: Course, seed: int, folder: Path, listener: Listener) -> 
     if resumed:
         env.reset()
         callback.resume(restore_checkpoint(folder, model, env))
-    elif isinstance(env, NormalChargingVecEnv) and preset.clone is not None:
+    elif isinstance(env, NormalChargingVecEnv) and isinstance(model, PPO) and preset.clone is not None:
         begin = time.perf_counter()
         _clone(preset, model, env, seed)
         callback.seconds_before = time.perf_counter() - begin
