@@ -10,7 +10,8 @@ from evcs_gym.baselines.problems.best_response import refuse_other_rules
 from evcs_gym.baselines.registry import make_operator
 from evcs_gym.envs import Scenario, load_scenario
 from evcs_gym.envs.errors import ConfigError
-from evcs_gym.evaluation.contest import Contest, Game, Listener, Played, Run, load_run, prepare, seed_folders
+from evcs_gym.evaluation.contest import Contest, Game, Listener, Played, Run, load_run, play, prepare, seed_folders
+from evcs_gym.evaluation.contest_fast import FAST_CHARGING
 from evcs_gym.evaluation.contest_market import MARKET
 from evcs_gym.evaluation.contest_normal import NORMAL_CHARGING
 from evcs_gym.evaluation.records import (
@@ -29,7 +30,7 @@ from evcs_gym.training.config import ProblemName
 from evcs_gym.training.provenance import config_hash
 from evcs_gym.training.train import one_thread
 
-GAMES: dict[ProblemName, Game] = {"normal_charging": NORMAL_CHARGING, "market": MARKET}
+GAMES: dict[ProblemName, Game] = {game.problem: game for game in (NORMAL_CHARGING, MARKET, FAST_CHARGING)}
 """Problems in which policies play."""
 DEFAULT_OPERATOR = "pro_rata"
 N_DRAWN = 5
@@ -118,7 +119,7 @@ def compare(
     """Play every policy on the same days and score it between the naive rule (0) and the proven bound (1).
 
     Args:
-        problem: "normal_charging" or "market".
+        problem: "normal_charging", "market" or "fast_charging".
         policies: names of rules, "optimum", in normal charging "open_loop_optimum", or run folders (of one seed or of
             several).
         n_days: the seeds 0 .. n_days - 1 of the split.
@@ -166,7 +167,7 @@ def compare_part(
     for number, policy in enumerate(policies):
         listener(f"playing {policy}", number, len(policies))
         with one_thread():
-            played.append(replace(game.play(contest, policy, runs), curve=_curve(runs.get(policy))))
+            played.append(replace(play(game, contest, policy, runs), curve=_curve(runs.get(policy))))
         if game.exploit is not None and n_exploit:
             left = game.exploit(contest, policy, runs, n_exploit, listener)
             played[-1].result = played[-1].result.model_copy(update={"exploit": left})

@@ -1,5 +1,6 @@
 """What comparisons have in common: the days with their exact solutions, the runs, and what a policy did."""
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,20 +8,24 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from evcs_gym.baselines.registry import NAIVE_RULES, make_policy, make_rule
+from evcs_gym.baselines.score import ms_per_decision, world_of
 from evcs_gym.envs import Day, Scenario
 from evcs_gym.envs.errors import ConfigError
 from evcs_gym.envs.market.operators import PRO_RATA, Operator
 from evcs_gym.envs.types import FloatArray
-from evcs_gym.evaluation.records import ExploitDay, Kind, PolicyResult, TrainingCurve
+from evcs_gym.envs.units import MS_PER_S, N_SLOTS
+from evcs_gym.evaluation.records import ExploitDay, Kind, PolicyResult, TrainingCurve, policy_result
 from evcs_gym.training.checkpoint import RUN_FILE, RunInfo, read_run
 from evcs_gym.training.config import ProblemName
 from evcs_gym.training.train import load_policy
 
 if TYPE_CHECKING:
     from evcs_gym.baselines.certificate import Solution
+    from evcs_gym.baselines.fast_charging import FastSolution
     from evcs_gym.baselines.market import MarketSolution
 
-    AnySolution = Solution | MarketSolution
+    AnySolution = Solution | MarketSolution | FastSolution
 
 OPTIMUM = "optimum"
 """The policy that is the exact plan of the day, in every problem."""
@@ -121,30 +126,86 @@ class Game:
 
     scenario: where none is named. rules: by name. planners: names of policies that solve programmes as they play, which
     play only where they are asked for. plans: names of policies that come from the exact plan. bound_label: what scores
-    1. solve: one day exactly. world: of days. naive: cost of the naive rule on a world under an operator, (D,). play:
-    one policy on a contest; runs hold the learned ones. trace: figures' data of the policies shown.
-    exploit: best responses to a policy on the first days, where stations bid.
+    1. solve: one day exactly. roll: a policy on a world under an operator, with ``cost_eur`` and ``n_violations`` (D,).
+    columns: the problem's own numbers of rollouts, one for each training seed, as `policy_result` takes them. plan: one
+    of the plans as it played. first_day: of a policy, in the problem's own form. trace: figures' data of the policies
+    shown. remark: what a reader should know of rollouts. exploit: best responses to a policy on the first days, where
+    stations bid.
     """
 
+    problem: ProblemName
     scenario: str
-    naive_label: str
     bound_label: str
     rules: Mapping[str, Any]
     plans: tuple[str, ...]
     solve: "Callable[[Scenario, Day, float], AnySolution]"
-    world: Callable[[Scenario, Sequence[Day]], Any]
-    naive: Callable[[Any, Operator], FloatArray]
+    roll: Callable[[Any, Any, Operator], Any]
+    columns: Callable[[Contest, Sequence[Any]], Mapping[str, Any]]
     infeasible_kwh: Callable[[Contest], FloatArray]
-    play: Callable[[Contest, str, Mapping[str, Run]], Played]
+    plan: Callable[[Contest, str], Played]
+    first_day: Callable[[Contest, Any], Any]
     trace: Callable[[Contest, Sequence[Played]], Any]
+    remark: Callable[[Sequence[Any]], str] = lambda _rollouts: ""
     stations: Callable[[Contest], tuple[str, ...]] = lambda _contest: ()
     exploit: Callable[[Contest, str, Mapping[str, Run], int, Listener], tuple[ExploitDay, ...]] | None = None
     planners: tuple[str, ...] = ()
 
     @property
+    def naive_label(self) -> str:
+        """The rule that scores 0."""
+        return NAIVE_RULES[self.problem]
+
+    @property
     def policies(self) -> tuple[str, ...]:
         """Names of all policies that are no run."""
         return (*self.rules, *self.planners, *self.plans)
+
+
+def scored(
+    game: Game, contest: Contest, label: str, kind: Kind, rollouts: Sequence[Any], note: str = "", **extra: Any
+) -> PolicyResult:
+    """What a policy did: one rollout for each training seed, or one."""
+    return policy_result(
+        label,
+        kind,
+        cost_eur=np.stack([r.cost_eur for r in rollouts]),
+        naive_cost_eur=contest.naive_cost_eur,
+        lower_bound_eur=contest.lower_bound_eur,
+        n_violations=np.stack([r.n_violations for r in rollouts]),
+        note="; ".join(part for part in (note, game.remark(rollouts)) if part),
+        **game.columns(contest, rollouts),
+        **extra,
+    )
+
+
+def play(game: Game, contest: Contest, name: str, runs: Mapping[str, Run]) -> Played:
+    """One policy on a contest: a plan, a rule, a planner, or one of the runs."""
+    if name in game.plans:
+        return game.plan(contest, name)
+    if name in runs:
+        return _play_run(game, contest, name, runs[name])
+    policy = make_policy(name, game.problem, contest.scenario)
+    timed = ms_per_decision(contest.world, policy)
+    began = time.perf_counter()
+    rollouts = [game.roll(contest.world, policy, contest.operator)]
+    ms_per_slot = (time.perf_counter() - began) * MS_PER_S / (len(contest.days) * N_SLOTS)
+    note = f"solves programmes as it plays: {ms_per_slot:.1f} ms a slot on average" if name in game.planners else ""
+    result = scored(game, contest, name, "rule", rollouts, note, ms_per_decision=timed)
+    return Played(result, game.first_day(contest, policy))
+
+
+def _play_run(game: Game, contest: Contest, name: str, run: Run) -> Played:
+    result = scored(
+        game,
+        contest,
+        name,
+        run.kind,
+        [game.roll(contest.world, policy, contest.operator) for policy in run.policies],
+        run.note(),
+        training_seeds=run.seeds,
+        ms_per_decision=ms_per_decision(contest.world, run.policies[0]),
+    )
+    return Played(result, game.first_day(contest, run.policies[0]))
 
 
 def prepare(
@@ -170,5 +231,6 @@ def prepare(
         listener("solving days exactly", number, n_days)
         solutions.append(game.solve(scenario, day, relative_gap))
     listener("solving days exactly", n_days, n_days)
-    world = game.world(scenario, days)
-    return Contest(scenario, split, seeds, days, world, solutions, game.naive(world, operator), operator)
+    world = world_of(scenario, days, game.problem)
+    naive = game.roll(world, make_rule(game.naive_label, game.problem), operator).cost_eur
+    return Contest(scenario, split, seeds, days, world, solutions, naive, operator)

@@ -1,6 +1,5 @@
 """The market as a comparison sees it: rules, the network-free plan replayed, and learned policies."""
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -8,25 +7,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from evcs_gym.baselines.policy_market import MarketPolicy, PlanPolicy
-from evcs_gym.baselines.registry import NAIVE_RULES, PLANNERS, make_policy, make_rule
+from evcs_gym.baselines.registry import PLANNERS
 from evcs_gym.baselines.rules_market import MARKET_RULES
-from evcs_gym.baselines.score_market import MarketRollout, market_ms_per_decision, market_rollout
+from evcs_gym.baselines.score_market import MarketRollout, market_rollout
 from evcs_gym.envs import Day, Scenario
 from evcs_gym.envs.errors import DataError
-from evcs_gym.envs.market.core import MarketWorld
-from evcs_gym.envs.market.operators import Operator
 from evcs_gym.envs.market.prepare import market_world
 from evcs_gym.envs.types import FloatArray
-from evcs_gym.envs.units import DAY_START_HOUR, MS_PER_S, N_SLOTS, SLOT_H
-from evcs_gym.evaluation.contest import OPTIMUM, Contest, Game, Listener, Played, Run
-from evcs_gym.evaluation.records import ExploitDay, Kind, MarketResult, MarketTrace, PolicyResult, policy_result
+from evcs_gym.envs.units import DAY_START_HOUR, N_SLOTS, SLOT_H
+from evcs_gym.evaluation.contest import OPTIMUM, Contest, Game, Listener, Played, Run, scored
+from evcs_gym.evaluation.records import ExploitDay, MarketResult, MarketTrace
 from evcs_gym.training.market import refuse_answering_drivers
 
 if TYPE_CHECKING:
     from evcs_gym.baselines.market import MarketSolution
 
 DEFAULT_SCENARIO = "ieee33_twelve"
-NAIVE_RULE = NAIVE_RULES["market"]
 BOUND_LABEL = "LP of the community cost without network"
 OPTIMUM_NOTE = "plan of the network-free programme, replayed with the network's operator; knows the whole day"
 
@@ -48,15 +44,10 @@ def _solve(scenario: Scenario, day: Day, relative_gap: float) -> "MarketSolution
     return optimum(scenario, day, problem="market", relative_gap=relative_gap)
 
 
-def _naive(world: MarketWorld, operator: Operator) -> FloatArray:
-    return market_rollout(world, make_rule(NAIVE_RULE, "market"), operator).cost_eur
-
-
-def _note(note: str, rollouts: Sequence[MarketRollout]) -> str:
-    """A policy's note, with the slots in which the operator's own answer failed."""
+def _remark(rollouts: Sequence[MarketRollout]) -> str:
+    """The slots in which the operator's own answer failed."""
     n = int(sum(r.n_fallbacks.sum() for r in rollouts))
-    failed = f"the operator fell back to pro_rata in {n} slots" if n else ""
-    return "; ".join(part for part in (note, failed) if part)
+    return f"the operator fell back to pro_rata in {n} slots" if n else ""
 
 
 def _market_result(rollouts: Sequence[MarketRollout]) -> MarketResult:
@@ -66,22 +57,12 @@ def _market_result(rollouts: Sequence[MarketRollout]) -> MarketResult:
     return MarketResult(**{name: rows(name) for name in MarketResult.model_fields})
 
 
-def _scored(
-    contest: Contest, label: str, kind: Kind, rollouts: Sequence[MarketRollout], note: str = "", **extra: Any
-) -> PolicyResult:
-    return policy_result(
-        label,
-        kind,
-        cost_eur=np.stack([r.cost_eur for r in rollouts]),
-        naive_cost_eur=contest.naive_cost_eur,
-        lower_bound_eur=contest.lower_bound_eur,
-        n_violations=np.stack([r.n_violations for r in rollouts]),
-        violation_pu=None,
-        unmet_kwh=np.stack([r.unserved_kwh for r in rollouts]),
-        market=_market_result(rollouts),
-        note=_note(note, rollouts),
-        **extra,
-    )
+def _columns(_contest: Contest, rollouts: Sequence[MarketRollout]) -> dict[str, Any]:
+    return {
+        "violation_pu": None,
+        "unmet_kwh": np.stack([r.unserved_kwh for r in rollouts]),
+        "market": _market_result(rollouts),
+    }
 
 
 @dataclass
@@ -112,48 +93,19 @@ def _first_day(contest: Contest, policy: MarketPolicy) -> FirstDay:
     )
 
 
-def _play(contest: Contest, name: str, runs: Mapping[str, Run]) -> Played:
-    if name == OPTIMUM:
-        return _play_optimum(contest)
-    return _play_run(contest, name, runs[name]) if name in runs else _play_rule(contest, name)
-
-
-def _play_rule(contest: Contest, name: str) -> Played:
-    policy = make_policy(name, "market")
-    timed = market_ms_per_decision(contest.world, policy)
-    began = time.perf_counter()
-    rollouts = [market_rollout(contest.world, policy, contest.operator)]
-    ms_per_slot = (time.perf_counter() - began) * MS_PER_S / (len(contest.days) * N_SLOTS)
-    note = f"solves programmes as it plays: {ms_per_slot:.1f} ms a slot on average" if name in MARKET.planners else ""
-    result = _scored(contest, name, "rule", rollouts, ms_per_decision=timed, note=note)
-    return Played(result, _first_day(contest, policy))
-
-
-def _play_optimum(contest: Contest) -> Played:
+def _play_optimum(contest: Contest, _name: str) -> Played:
     solutions: Sequence[Any] = contest.solutions
     plans = np.stack([solution.plan.storage_kw for solution in solutions])
-    result = _scored(
+    result = scored(
+        MARKET,
         contest,
         OPTIMUM,
         "optimum",
         [market_rollout(contest.world, PlanPolicy(plans), contest.operator)],
+        f"{OPTIMUM_NOTE}; {np.mean([solution.seconds for solution in solutions]):.1f} s per day",
         relative_gap=[solution.relative_gap for solution in solutions],
-        note=f"{OPTIMUM_NOTE}; {np.mean([solution.seconds for solution in solutions]):.1f} s per day",
     )
     return Played(result, _first_day(contest, PlanPolicy(plans[:1])))
-
-
-def _play_run(contest: Contest, name: str, run: Run) -> Played:
-    result = _scored(
-        contest,
-        name,
-        run.kind,
-        [market_rollout(contest.world, policy, contest.operator) for policy in run.policies],
-        training_seeds=run.seeds,
-        ms_per_decision=market_ms_per_decision(contest.world, run.policies[0]),
-        note=run.note(),
-    )
-    return Played(result, _first_day(contest, run.policies[0]))
 
 
 def _trace(contest: Contest, played: Sequence[Played]) -> MarketTrace:
@@ -184,18 +136,20 @@ def _exploit(
 
 
 MARKET = Game(
+    problem="market",
     scenario=DEFAULT_SCENARIO,
-    naive_label=NAIVE_RULE,
     bound_label=BOUND_LABEL,
     rules=MARKET_RULES,
     planners=tuple(PLANNERS["market"]),
     plans=(OPTIMUM,),
     solve=_solve,
-    world=market_world,
-    naive=_naive,
+    roll=market_rollout,
+    columns=_columns,
     infeasible_kwh=lambda contest: np.zeros(len(contest.days)),
-    play=_play,
+    plan=_play_optimum,
+    first_day=_first_day,
     trace=_trace,
+    remark=_remark,
     stations=lambda contest: contest.scenario.stations.name,
     exploit=_exploit,
 )

@@ -1,29 +1,28 @@
 """Normal charging as a comparison sees it: rules, the exact plan, its bus totals replayed, and learned policies."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
 from evcs_gym.baselines.open_loop import OpenLoop, bus_totals_kw
 from evcs_gym.baselines.policy import Policy
-from evcs_gym.baselines.registry import NAIVE_RULE, PLANNERS, RULES, make_policy, make_rule
-from evcs_gym.baselines.score import Rollout, ms_per_decision, rollout
+from evcs_gym.baselines.registry import PLANNERS, RULES
+from evcs_gym.baselines.score import Rollout, rollout
 from evcs_gym.envs import Day, Scenario
 from evcs_gym.envs.errors import ConfigError
 from evcs_gym.envs.fleet.env import DEFAULT_SCENARIO
-from evcs_gym.envs.fleet.normal import World, make_world, replay
-from evcs_gym.envs.market.operators import Operator
+from evcs_gym.envs.fleet.normal import make_world, replay
 from evcs_gym.envs.types import FloatArray
 from evcs_gym.envs.units import DAY_START_HOUR, N_SLOTS, SLOT_H
-from evcs_gym.evaluation.contest import OPTIMUM, Contest, Game, Played, Run
-from evcs_gym.evaluation.records import DayTrace, Kind, PolicyResult, policy_result
+from evcs_gym.evaluation.contest import OPTIMUM, Contest, Game, Played, scored
+from evcs_gym.evaluation.records import DayTrace, policy_result
 
 if TYPE_CHECKING:
     from evcs_gym.baselines.certificate import Solution
 
-PROBLEM = "normal_charging"
+PROBLEM: Final = "normal_charging"
 OPEN_LOOP = "open_loop_optimum"
 """The exact plan's bus totals replayed through the disaggregation."""
 BOUND_LABEL = "LP with power in [0, p] and exact energy per car, no network"
@@ -44,26 +43,12 @@ def _solve(scenario: Scenario, day: Day, relative_gap: float) -> "Solution":
     return optimum(scenario, day, relative_gap=relative_gap)
 
 
-def _naive(world: World, _operator: Operator) -> FloatArray:
-    return rollout(world, make_rule(NAIVE_RULE)).cost_eur
-
-
 def _infeasible_kwh(contest: Contest) -> FloatArray:
     return np.asarray(contest.world.infeasible_kwh.sum(axis=1))
 
 
-def _scored(contest: Contest, label: str, kind: Kind, rollouts: Sequence[Rollout], **extra: object) -> PolicyResult:
-    return policy_result(
-        label,
-        kind,
-        cost_eur=np.stack([r.cost_eur for r in rollouts]),
-        naive_cost_eur=contest.naive_cost_eur,
-        lower_bound_eur=contest.lower_bound_eur,
-        n_violations=np.stack([r.n_violations for r in rollouts]),
-        violation_pu=np.stack([r.violation_pu for r in rollouts]),
-        unmet_kwh=np.stack([r.unmet_kwh for r in rollouts]),
-        **extra,  # type: ignore[arg-type]
-    )
+def _columns(_contest: Contest, rollouts: Sequence[Rollout]) -> dict[str, FloatArray]:
+    return {name: np.stack([getattr(r, name) for r in rollouts]) for name in ("violation_pu", "unmet_kwh")}
 
 
 def _first_day(contest: Contest, policy: Policy) -> FirstDay:
@@ -73,21 +58,14 @@ def _first_day(contest: Contest, policy: Policy) -> FirstDay:
     return FirstDay(shown.bus_power_kw[0].sum(axis=1), np.abs(shown.voltage_pu[0]))
 
 
-def _play_rule(contest: Contest, name: str) -> Played:
-    rule = make_policy(name, PROBLEM, contest.scenario)
-    result = _scored(
-        contest, name, "rule", [rollout(contest.world, rule)], ms_per_decision=ms_per_decision(contest.world, rule)
-    )
-    return Played(result, _first_day(contest, rule))
-
-
 def _play_open_loop(contest: Contest) -> Played:
     totals = [
         bus_totals_kw(day.sessions, solution.plan.power_kw, contest.world.n_buses)
         for day, solution in zip(contest.days, contest.solutions, strict=True)
     ]
     policy = OpenLoop(totals)
-    result = _scored(contest, OPEN_LOOP, "optimum", [rollout(contest.world, policy)], note=OPEN_LOOP_NOTE)
+    rollouts = [rollout(contest.world, policy)]
+    result = scored(NORMAL_CHARGING, contest, OPEN_LOOP, "optimum", rollouts, OPEN_LOOP_NOTE)
     return Played(result, _first_day(contest, policy))
 
 
@@ -109,25 +87,8 @@ def _play_optimum(contest: Contest) -> Played:
     return Played(result, FirstDay(shown.bus_power_kw.sum(axis=1), np.abs(shown.voltage_pu)))
 
 
-def _play_run(contest: Contest, name: str, run: Run) -> Played:
-    result = _scored(
-        contest,
-        name,
-        run.kind,
-        [rollout(contest.world, policy) for policy in run.policies],
-        training_seeds=run.seeds,
-        ms_per_decision=ms_per_decision(contest.world, run.policies[0]),
-        note=run.note(),
-    )
-    return Played(result, _first_day(contest, run.policies[0]))
-
-
-def _play(contest: Contest, name: str, runs: Mapping[str, Run]) -> Played:
-    if name == OPTIMUM:
-        return _play_optimum(contest)
-    if name == OPEN_LOOP:
-        return _play_open_loop(contest)
-    return _play_run(contest, name, runs[name]) if name in runs else _play_rule(contest, name)
+def _plan(contest: Contest, name: str) -> Played:
+    return _play_optimum(contest) if name == OPTIMUM else _play_open_loop(contest)
 
 
 def _trace(contest: Contest, played: Sequence[Played]) -> DayTrace:
@@ -147,16 +108,17 @@ def _trace(contest: Contest, played: Sequence[Played]) -> DayTrace:
 
 
 NORMAL_CHARGING = Game(
+    problem=PROBLEM,
     scenario=DEFAULT_SCENARIO,
-    naive_label=NAIVE_RULE,
     bound_label=BOUND_LABEL,
     rules=RULES,
     planners=tuple(PLANNERS[PROBLEM]),
     plans=(OPTIMUM, OPEN_LOOP),
     solve=_solve,
-    world=make_world,
-    naive=_naive,
+    roll=lambda world, policy, _operator: rollout(world, policy),
+    columns=_columns,
     infeasible_kwh=_infeasible_kwh,
-    play=_play,
+    plan=_plan,
+    first_day=_first_day,
     trace=_trace,
 )

@@ -10,10 +10,15 @@ from evcs_gym.envs.market.observation import observation_page as market_page
 from evcs_gym.evaluation.records import Comparison, read_json, write_text
 from evcs_gym.evaluation.report import MISSING, table_rows
 
-RESULTS_FILES = {"results": "docs/results/normal_charging.json", "market-results": "docs/results/market.json"}
+RESULTS_FILES = {
+    "results": "docs/results/normal_charging.json",
+    "market-results": "docs/results/market.json",
+    "fast-results": "docs/results/fast_charging.json",
+}
 """Result file of each place of README.md that lies between ``<!-- place:begin -->`` and ``<!-- place:end -->``."""
 _COLUMNS = {"what it is": "kind_words", "EUR/day": "cost", "captured": "captured", "95 %": "interval"}
 _OWN_COLUMNS = {"violations/day": "violations", "ms/decision": "ms"}
+_FAST_COLUMNS = {"not taken": "unabsorbed", "stranded": "stranded", **_OWN_COLUMNS}
 _MARKET_COLUMNS = {"profit": "profit", "traded": "traded", "capped slots": "capped", "unmet": "unmet"}
 
 
@@ -24,8 +29,12 @@ def observation_page() -> str:
 
 def results_block(comparison: Comparison, file: str) -> str:
     """The results of a comparison as Markdown: the table, and with which command and versions it was made."""
-    columns = _COLUMNS | (_MARKET_COLUMNS if comparison.stations else _OWN_COLUMNS)
-    units = " Profit of all stations in EUR, traded and unmet energy in kWh, a day." if comparison.stations else ""
+    own, units = _OWN_COLUMNS, ""
+    if comparison.stations:
+        own, units = _MARKET_COLUMNS, " Profit of all stations in EUR, traded and unmet energy in kWh, a day."
+    elif comparison.is_fast:
+        own, units = _FAST_COLUMNS, " Local generation that is not taken in kWh, stranded cars, a day."
+    columns = _COLUMNS | own
     lines = [
         f"{len(comparison.day_seeds)} {comparison.split} days of `{comparison.scenario}`; learned policies: mean over "
         f"training seeds; intervals: 95 % bootstrap over days and seeds.{units}",

@@ -74,6 +74,26 @@ class MarketResult(Record):
         return tuple(np.mean(self.profit_eur, axis=(0, 1)).tolist())
 
 
+class FastResult(Record):
+    """What only fast charging has, of one policy. First axis training seeds, second days.
+
+    n_stranded: cars that reached no station with a free plug. unabsorbed_kwh: local generation at the stations' buses
+    that neither base nor charging took. charge_eur: what charging cost the drivers.
+    """
+
+    n_stranded: tuple[tuple[int, ...], ...]
+    unabsorbed_kwh: tuple[tuple[float, ...], ...]
+    charge_eur: tuple[tuple[float, ...], ...]
+
+    @model_validator(mode="after")
+    def _same_shapes(self) -> Self:
+        shape = _shape(self.n_stranded)
+        for name in type(self).model_fields:
+            if _shape(getattr(self, name)) != shape:
+                raise ValueError(f"{name} must have the seeds and days of n_stranded {shape}")
+        return self
+
+
 class ExploitDay(Record):
     """What each station could have earned more on one day, (S,) [EUR], if the others had bid as they did.
 
@@ -136,6 +156,7 @@ class PolicyResult(Record):
     relative_gap: tuple[float, ...] | None = None
     note: str = ""
     market: MarketResult | None = None
+    fast: FastResult | None = None
     exploit: tuple[ExploitDay, ...] = ()
 
     @model_validator(mode="after")
@@ -147,6 +168,8 @@ class PolicyResult(Record):
                 raise ValueError(f"{name} must have the shape of cost_eur {shape}")
         if self.market is not None and _shape(self.market.traded_kwh) != shape:
             raise ValueError(f"market must have the seeds and days of cost_eur {shape}")
+        if self.fast is not None and _shape(self.fast.n_stranded) != shape:
+            raise ValueError(f"fast must have the seeds and days of cost_eur {shape}")
         if self.training_seeds and len(self.training_seeds) != shape[0]:
             raise ValueError(f"training_seeds must name the {shape[0]} rows of cost_eur")
         if self.relative_gap is not None and len(self.relative_gap) != shape[1]:
@@ -228,6 +251,11 @@ class Comparison(Record):
             raise ValueError(f"labels of policies must differ, got {labels}")
         return self
 
+    @property
+    def is_fast(self) -> bool:
+        """Whether cars are sent to fast-charging stations."""
+        return self.problem == "fast_charging"
+
     def with_result(self, result: PolicyResult, *, complete: bool) -> "Comparison":
         """A copy with one more policy; written after each policy, an interruption loses only the current
         one.
@@ -263,6 +291,7 @@ def policy_result(
     relative_gap: ArrayLike | None = None,
     note: str = "",
     market: MarketResult | None = None,
+    fast: FastResult | None = None,
 ) -> PolicyResult:
     """Score one policy: arrays (n_seeds, n_days) or (n_days,) as in `PolicyResult`, the reference costs
     (n_days,).
@@ -290,6 +319,7 @@ def policy_result(
         "relative_gap": None if relative_gap is None else np.asarray(relative_gap, dtype=float).tolist(),
         "note": note,
         "market": market,
+        "fast": fast,
     }
     return validated(PolicyResult, data, f"policy {label!r}")
 

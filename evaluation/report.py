@@ -73,6 +73,8 @@ class Row:
     traded: str = ""
     capped: str = ""
     curtailed: str = ""
+    stranded: str = ""
+    unabsorbed: str = ""
 
 
 def table_rows(comparison: Comparison) -> tuple[Row, ...]:
@@ -95,6 +97,7 @@ def _bound_row(comparison: Comparison) -> Row:
         ms=MISSING,
         note=comparison.bound_label,
         **dict.fromkeys(("profit", "traded", "capped", "curtailed"), MISSING if comparison.stations else ""),
+        **dict.fromkeys(("stranded", "unabsorbed"), MISSING if comparison.is_fast else ""),
     )
 
 
@@ -116,6 +119,7 @@ def _row(result: PolicyResult) -> Row:
         ms=MISSING if result.ms_per_decision is None else f"{result.ms_per_decision:.3g}",
         note="; ".join(note),
         **_market_cells(result),
+        **_fast_cells(result),
     )
 
 
@@ -130,6 +134,15 @@ def _market_cells(result: PolicyResult) -> dict[str, str]:
     }
 
 
+def _fast_cells(result: PolicyResult) -> dict[str, str]:
+    if result.fast is None:
+        return {}
+    return {
+        "stranded": f"{np.mean(result.fast.n_stranded):.1f}",
+        "unabsorbed": f"{np.mean(result.fast.unabsorbed_kwh):.0f}",
+    }
+
+
 def _kind_words(result: PolicyResult) -> str:
     words = KIND_WORDS[result.kind]
     n_seeds = len(result.cost_eur)
@@ -140,7 +153,7 @@ def rich_table(comparison: Comparison) -> Table:
     """The table of the report for the terminal, 80 columns wide; unmet energy has a column where there is
     any, the market has columns of its own.
     """
-    unmet = any(np.any(result.unmet_kwh) for result in comparison.results)
+    unmet = any(np.any(result.unmet_kwh) for result in comparison.results) and not comparison.is_fast
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, title_style="bold")
     table.title, table.title_justify = Text(headline(comparison)), "left"
     table.add_column("policy", overflow="fold")
@@ -151,6 +164,8 @@ def rich_table(comparison: Comparison) -> Table:
             Text("profit EUR; traded, curtailed, unmet kWh; capped slots; a day"),
             "left",
         )
+    if comparison.is_fast:
+        table.caption, table.caption_justify = Text("local generation not taken: kWh a day"), "left"
     for name in columns:
         table.add_column(name, justify="right", no_wrap=True)
     styles = {"bound": "dim", "learned": "bold", "clone": "bold"}
@@ -166,6 +181,8 @@ def _own_columns(comparison: Comparison) -> dict[str, str]:
     """Columns of the terminal's table that depend on the problem: title -> field of `Row`."""
     if comparison.stations:
         return {"profit": "profit", "traded": "traded", "capped": "capped", "curt.": "curtailed"}
+    if comparison.is_fast:
+        return {"not taken": "unabsorbed", "stranded": "stranded", "viol./day": "violations", "ms/dec.": "ms"}
     return {"gap": "gap", "viol./day": "violations", "ms/dec.": "ms"}
 
 
@@ -291,9 +308,9 @@ def honest_notes(comparison: Comparison) -> tuple[str, ...]:
             f"On an average day {infeasible_kwh:.1f} kWh cannot be charged by any policy, because a car leaves "
             "too early; such cars charge in every slot and no policy is charged for the missing energy."
         )
-    who = "stations" if comparison.stations else "charging buses"
+    who = "all stations" if comparison.stations else "one request" if comparison.is_fast else "all charging buses"
     notes.append(
-        f"Milliseconds per decision are wall time on the machine named below, for one decision of all {who}, "
+        f"Milliseconds per decision are wall time on the machine named below, for one decision of {who}, "
         "without the power flow; the plan of an exact optimum is solved once for the whole day."
     )
     return (*notes, *comparison.notes)

@@ -10,8 +10,9 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from stable_baselines3 import PPO
+from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 from evcs_gym.baselines.reference import References
 from evcs_gym.envs.errors import ConfigError
@@ -137,9 +138,9 @@ class RunCallback(BaseCallback):
     def explore(self) -> None:
         """Set the policy's deviation by its schedule: a function of the steps done, so that resuming is exact."""
         first, last = self.preset.ppo.log_std_initial, self.preset.ppo.log_std_final
-        if last is None:
+        if last is None or isinstance(self.env.action_space, spaces.Discrete):
             return
-        assert isinstance(self.model, PPO)
+        assert isinstance(self.model, OnPolicyAlgorithm)
         left = 1.0 - min(self.num_timesteps / self.preset.total_steps, 1.0)
         with torch.no_grad():
             start, end = (torch.as_tensor(value, dtype=torch.float64) for value in (first, last))
@@ -164,7 +165,7 @@ class RunCallback(BaseCallback):
 
     def checkpoint(self) -> None:
         """Store the run so that it goes on exactly here."""
-        assert isinstance(self.model, PPO)
+        assert isinstance(self.model, OnPolicyAlgorithm)
         extra = {
             "n_rollouts": self.n_rollouts,
             "best": float(self.best),
@@ -178,7 +179,7 @@ class RunCallback(BaseCallback):
 
     def judge(self) -> None:
         """Play the validation days, log how good the policy is, keep it if it is the best so far."""
-        assert isinstance(self.model, PPO)
+        assert isinstance(self.model, OnPolicyAlgorithm)
         problem = PROBLEMS[self.preset.problem]
         policy = problem.policy(self.model, self.env.batch.world, self.preset)
         result = problem.judge(self.validation.world, policy, self.preset)

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from stable_baselines3 import PPO
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 from evcs_gym.envs.errors import ConfigError, DataError
 from evcs_gym.envs.files import replace_file
@@ -91,7 +91,7 @@ def _numpy_state(state: Any) -> dict[str, Any]:
     return {"keys": torch.as_tensor(state[1].astype(np.int64)), "rest": [int(state[2]), int(state[3]), float(state[4])]}
 
 
-def save_checkpoint(folder: Path, model: PPO, env: RowVecEnv, extra: Mapping[str, Any]) -> None:
+def save_checkpoint(folder: Path, model: OnPolicyAlgorithm, env: RowVecEnv, extra: Mapping[str, Any]) -> None:
     """Store everything that an exact continuation needs; called between two rollouts."""
     content = {
         "policy": model.policy.state_dict(),
@@ -135,7 +135,7 @@ def _like(present: Any, stored: Mapping[str, np.ndarray], prefix: str = "") -> A
     return type(present)(**values)
 
 
-def restore_checkpoint(folder: Path, model: PPO, env: RowVecEnv) -> dict[str, Any]:
+def restore_checkpoint(folder: Path, model: OnPolicyAlgorithm, env: RowVecEnv) -> dict[str, Any]:
     """Put model, environment and random generators back to the checkpoint; what `save_checkpoint` got as ``extra``.
 
     Raises:
@@ -155,7 +155,7 @@ def restore_checkpoint(folder: Path, model: PPO, env: RowVecEnv) -> dict[str, An
         ) from None
 
 
-def _restore_model(content: Mapping[str, Any], model: PPO) -> None:
+def _restore_model(content: Mapping[str, Any], model: OnPolicyAlgorithm) -> None:
     model.policy.load_state_dict(content["policy"])
     model.policy.optimizer.load_state_dict(content["optimizer"])
     model.num_timesteps, model._n_updates = content["num_timesteps"], content["n_updates"]

@@ -12,11 +12,12 @@ from evcs_gym.envs.specs import Spec, read_yaml, validated
 Positive = Annotated[float, Field(gt=0.0)]
 Count = Annotated[int, Field(ge=1)]
 LogStd = Annotated[float, Field(ge=-10.0, le=2.0)]
-ProblemName = Literal["normal_charging", "market", "market_responsive"]
+ProblemName = Literal["normal_charging", "market", "market_responsive", "fast_charging"]
 ROWS: dict[ProblemName, tuple[str, ...]] = {
     "normal_charging": ("buses", "environments"),
     "market": ("stations", "environments"),
     "market_responsive": ("stations", "environments"),
+    "fast_charging": ("environments",),
 }
 """Rows that each problem knows: those of its agents first."""
 
@@ -26,7 +27,7 @@ class PpoSpec(Spec):
 
     So does the logarithm of the policy's standard deviation where ``log_std_final`` is given: exploration ends as
     planned, and what is learned last is the policy that is judged, its mean. Without it the deviation is learned. Both
-    are one number, or one for each number of an action.
+    are one number, or one for each number of an action; fast charging, whose actions are choices, has none.
     """
 
     n_steps: Annotated[int, Field(ge=2)] = 48
@@ -89,6 +90,13 @@ class MarketLearningSpec(Spec):
     others: str = "dp_truthful"
 
 
+class FastLearningSpec(Spec):
+    """What is learned in fast charging: scores of stations, beside minus ``residual_per_eur`` times what the rule
+    `cheapest` minimises; with 0 nothing is taken from the rule."""
+
+    residual_per_eur: Annotated[float, Field(ge=0.0, le=1e3)] = 5.0
+
+
 class Preset(Spec):
     """One training run: world, rows, budget, algorithm.
 
@@ -109,6 +117,7 @@ class Preset(Spec):
     ppo: PpoSpec = PpoSpec()
     clone: CloneSpec | None = None
     market: MarketLearningSpec | None = None
+    fast: FastLearningSpec | None = None
     validation: ValidationSpec = ValidationSpec()
     checkpoint_every_rollouts: Count = 5
 
@@ -121,8 +130,10 @@ class Preset(Spec):
     def _fits_the_problem(self) -> Self:
         if self.rows not in ROWS[self.problem]:
             raise ValueError(f"rows of {self.problem} must be {' or '.join(ROWS[self.problem])}, got {self.rows}")
-        if self.market is not None and self.problem == "normal_charging":
+        if self.market is not None and not self.problem.startswith("market"):
             raise ValueError(f"market goes with problems of the market, got {self.problem}; leave it out")
+        if self.fast is not None and self.problem != "fast_charging":
+            raise ValueError(f"fast goes with fast_charging, got {self.problem}; leave it out")
         if self.market_spec.station is not None and self.rows != "stations":
             raise ValueError(f"market.station needs rows: stations, got {self.rows}; leave the station out")
         return self

@@ -5,14 +5,20 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from sb3_contrib import MaskablePPO
+from stable_baselines3 import PPO
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from torch import nn
 
 from evcs_gym.baselines.policy import Policy
+from evcs_gym.baselines.policy_fast import MaskedPolicy, MaskedPredictor
 from evcs_gym.baselines.policy_market import MarketPolicy
 from evcs_gym.baselines.reference import References, references
 from evcs_gym.baselines.score import rollout
 from evcs_gym.baselines.score_responsive import ResponsivePolicy
 from evcs_gym.envs.day import Day
-from evcs_gym.envs.fleet import normal
+from evcs_gym.envs.fleet import fast, normal
+from evcs_gym.envs.fleet.fast_pool import load_fast_pool
 from evcs_gym.envs.fleet.pool import load_pool
 from evcs_gym.envs.market.core import MarketWorld
 from evcs_gym.envs.market.pool import RESPONSIVE_POOL, load_market_pool
@@ -21,7 +27,9 @@ from evcs_gym.envs.market.responsive import ResponsiveWorld, responsive_world
 from evcs_gym.envs.market.roles import Bidder, Central
 from evcs_gym.envs.scenario import Scenario
 from evcs_gym.envs.types import FloatArray
-from evcs_gym.training.config import Preset, ProblemName
+from evcs_gym.training.config import FastLearningSpec, Preset, ProblemName
+from evcs_gym.training.fast_policy import StationPolicy
+from evcs_gym.training.fast_vec_env import FastChargingVecEnv
 from evcs_gym.training.market import (
     LearnedPrices,
     MarketVecEnv,
@@ -45,6 +53,12 @@ class Judgement:
     merit: float | None = None
 
 
+def _gaussian_network(preset: Preset) -> tuple[Any, dict[str, Any]]:
+    hidden = list(preset.ppo.hidden_units)
+    arguments = {"net_arch": {"pi": hidden, "vf": hidden}, "activation_fn": nn.Tanh, "log_std_init": 0.0}
+    return "MlpPolicy", arguments
+
+
 @dataclass(frozen=True)
 class Problem:
     """One problem, as training sees it.
@@ -52,7 +66,8 @@ class Problem:
     pool: days to learn on, prepared once, as (scenario, split, number of days) -> world. world: of given days.
     env: vector environment over the rows of a world. judge: plays every day of a world once, deterministically.
     references: naive cost and proven bound of days, None where they are not defined. policy: a model as rollouts take
-    it. facts: what TensorBoard shows of days whatever the policy. curve: the numbers of progress.csv.
+    it. facts: what TensorBoard shows of days whatever the policy. curve: the numbers of progress.csv. algorithm: PPO,
+    or that of masked choices. network: policy of the algorithm with its arguments, as the preset has them.
     """
 
     pool: Callable[[Scenario, str, int], Any]
@@ -60,9 +75,11 @@ class Problem:
     env: Callable[[Any, int, Preset], RowVecEnv]
     judge: Callable[[Any, Any, Preset], Judgement]
     references: Callable[[Scenario, str, Sequence[int]], References] | None
-    policy: Callable[[Policy, Any, Preset], Any]
+    policy: Callable[[Any, Any, Preset], Any]
     facts: Callable[[Sequence[Day]], Mapping[str, float]] = lambda _days: {}
     curve: tuple[str, ...] = ("captured", "cost_eur", "n_violations")
+    algorithm: Callable[..., OnPolicyAlgorithm] = PPO
+    network: Callable[[Preset], tuple[Any, dict[str, Any]]] = _gaussian_network
 
 
 def _normal_env(world: normal.World, n_envs: int, preset: Preset) -> NormalChargingVecEnv:
@@ -130,6 +147,29 @@ def _market_references(scenario: Scenario, split: str, seeds: Sequence[int]) -> 
     return references(scenario, split, seeds, problem="market")
 
 
+def _fast_env(world: fast.FastWorld, n_envs: int, preset: Preset) -> FastChargingVecEnv:
+    return FastChargingVecEnv(world, n_envs, preset.reward_scale_per_eur, preset.reward_shift)
+
+
+def _fast_judge(world: fast.FastWorld, policy: MaskedPredictor, _preset: Preset) -> Judgement:
+    result = rollout(world, policy)
+    names = ("n_violations", "n_stranded", "unabsorbed_kwh", "absorb_eur", "energy_eur", "stranded_eur", "voltage_eur")
+    return Judgement(result.cost_eur, {name: float(np.mean(getattr(result, name))) for name in names})
+
+
+def _fast_references(scenario: Scenario, split: str, seeds: Sequence[int]) -> References:
+    return references(scenario, split, seeds, problem="fast_charging")
+
+
+def _fast_network(preset: Preset) -> tuple[Any, dict[str, Any]]:
+    spec = preset.fast or FastLearningSpec()
+    return StationPolicy, {"hidden_units": preset.ppo.hidden_units, "residual_per_eur": spec.residual_per_eur}
+
+
+def _fast_policy(model: MaskedPolicy, _world: fast.FastWorld, _preset: Preset) -> MaskedPredictor:
+    return MaskedPredictor(model)
+
+
 PROBLEMS: dict[ProblemName, Problem] = {
     "normal_charging": Problem(load_pool, normal.make_world, _normal_env, _normal_judge, references, _normal_policy),
     "market": Problem(
@@ -143,5 +183,15 @@ PROBLEMS: dict[ProblemName, Problem] = {
         None,
         _responsive_policy,
         curve=("profit_eur", "travel_h", "served_kwh", "cooperative_eur", "n_violations"),
+    ),
+    "fast_charging": Problem(
+        load_fast_pool,
+        fast.make_fast_world,
+        _fast_env,
+        _fast_judge,
+        _fast_references,
+        _fast_policy,
+        algorithm=MaskablePPO,
+        network=_fast_network,
     ),
 }

@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from gymnasium import spaces
 from stable_baselines3 import PPO
 from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.utils import set_random_seed
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
@@ -47,13 +49,13 @@ class Course:
     validation: Validation
 
 
-def make_model(preset: Preset, env: RowVecEnv, seed: int | None) -> PPO:
+def make_model(preset: Preset, env: RowVecEnv, seed: int | None) -> OnPolicyAlgorithm:
     """PPO with the preset's hyper-parameters; a seed also seeds the global random generators."""
-    spec = preset.ppo
+    spec, problem = preset.ppo, PROBLEMS[preset.problem]
     span = spec.learning_rate_start - spec.learning_rate_end
-    hidden = list(spec.hidden_units)
-    model = PPO(
-        "MlpPolicy",
+    policy, policy_kwargs = problem.network(preset)
+    model = problem.algorithm(
+        policy,
         env,
         learning_rate=lambda left: spec.learning_rate_end + span * left,
         n_steps=spec.n_steps,
@@ -65,14 +67,12 @@ def make_model(preset: Preset, env: RowVecEnv, seed: int | None) -> PPO:
         ent_coef=spec.entropy_coefficient,
         vf_coef=spec.value_coefficient,
         max_grad_norm=spec.max_gradient_norm,
-        policy_kwargs={
-            "net_arch": {"pi": hidden, "vf": hidden},
-            "activation_fn": torch.nn.Tanh,
-            "log_std_init": 0.0,
-        },
+        policy_kwargs=policy_kwargs,
         seed=seed,
         device="cpu",
     )
+    if isinstance(env.action_space, spaces.Discrete):
+        return model
     n_actions = len(model.policy.log_std)
     if spec.log_std_final is not None:
         _log_std(spec.log_std_final, n_actions)
@@ -201,7 +201,7 @@ def _train_seed(course: Course, seed: int, folder: Path, listener: Listener) -> 
     if resumed:
         env.reset()
         callback.resume(restore_checkpoint(folder, model, env))
-    elif isinstance(env, NormalChargingVecEnv) and preset.clone is not None:
+    elif isinstance(env, NormalChargingVecEnv) and isinstance(model, PPO) and preset.clone is not None:
         begin = time.perf_counter()
         _clone(preset, model, env, seed)
         callback.seconds_before = time.perf_counter() - begin

@@ -17,7 +17,7 @@ from evcs_gym.envs import Scenario, load_scenario
 from evcs_gym.envs.errors import ConfigError, DataError
 from evcs_gym.envs.market.prepare import market_world
 from evcs_gym.evaluation.benchmark import compare, compare_part
-from evcs_gym.evaluation.contest_market import BOUND_LABEL, NAIVE_RULE
+from evcs_gym.evaluation.contest_market import BOUND_LABEL
 from evcs_gym.evaluation.figures import market_figure
 from evcs_gym.evaluation.records import Comparison, MarketResult, MarketTrace, PolicyResult, read_csv, read_json
 from evcs_gym.evaluation.report import Part, profit_table, rich_table, write_parts
@@ -57,7 +57,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def part(run: Path, out: Path) -> Part:
-    policies = [NAIVE_RULE, "dp_truthful", "optimum", str(run)]
+    policies = ["idle", "dp_truthful", "optimum", str(run)]
     return compare_part("market", policies, N_DAYS, "test", None, out)
 
 
@@ -78,7 +78,7 @@ def market_of(result: PolicyResult) -> MarketResult:
 def test_the_days_and_references_are_those_of_the_market(compared: Comparison, city: Scenario) -> None:
     assert (compared.problem, compared.scenario, compared.bound_label) == ("market", "ieee33_twelve", BOUND_LABEL)
     assert compared.stations == city.stations.name
-    naive = named(compared, NAIVE_RULE)
+    naive = named(compared, "idle")
     assert (naive.captured, naive.cost_eur[0]) == (0.0, compared.naive_cost_eur)
 
 
@@ -129,7 +129,7 @@ def test_files_hold_the_same_numbers(compared: Comparison, out: Path) -> None:
     assert lines[0] == "policy,training_seed,day_seed,station,profit_eur"
     assert len(lines) == 1 + (3 + 2) * N_DAYS * S
     first = lines[1].split(",")
-    assert first[:4] == [NAIVE_RULE, "", "0", "station_0"]
+    assert first[:4] == ["idle", "", "0", "station_0"]
     assert float(first[4]) == market_of(compared.results[0]).profit_eur[0][0][0]
 
 
