@@ -9,7 +9,7 @@ if __name__ != "evcs_gym.baselines":
 from evcs_gym.baselines.certificate import Certificate, Solution
 from evcs_gym.baselines.policy import Policy
 from evcs_gym.baselines.policy_market import MarketPolicy
-from evcs_gym.baselines.registry import RULES, make_rule
+from evcs_gym.baselines.registry import RULES, make_policy, make_rule
 from evcs_gym.baselines.solve import optimum
 
-__all__ = ["RULES", "Certificate", "MarketPolicy", "Policy", "Solution", "make_rule", "optimum"]
+__all__ = ["RULES", "Certificate", "MarketPolicy", "Policy", "Solution", "make_policy", "make_rule", "optimum"]

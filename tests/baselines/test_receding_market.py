@@ -155,7 +155,7 @@ def test_a_programme_begins_with_what_is_there() -> None:
 def test_planners_are_found_by_name() -> None:
     assert isinstance(make_policy("receding_horizon", "market"), RecedingHorizon)
     assert isinstance(make_policy("idle", "market"), MarketPolicy)
-    assert all(isinstance(make(), MarketPolicy) for make in PLANNERS["market"].values())
+    assert all(isinstance(make(None), MarketPolicy) for make in PLANNERS["market"].values())
     with pytest.raises(ConfigError, match=r"there is no policy 'receding'; did you mean 'receding_horizon'\? \(known:"):
         make_policy("receding", "market")
 

@@ -9,13 +9,12 @@ from envs_fixtures import Car, begin, hand_day, tiny_scenario
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evcs_gym.baselines import make_rule, receding_normal
+from evcs_gym.baselines import make_policy, make_rule, receding_normal
 from evcs_gym.baselines.arrivals import ExpectedArrivals, arrivals_of, expected_arrivals, no_arrivals
 from evcs_gym.baselines.policy import Rule
 from evcs_gym.baselines.problems.normal_charging import NormalProblem, cost, problem_of
 from evcs_gym.baselines.receding_normal import Horizon
 from evcs_gym.baselines.reference import lower_bound_eur
-from evcs_gym.baselines.registry import make_policy
 from evcs_gym.baselines.score import rollout
 from evcs_gym.envs import Day, Scenario
 from evcs_gym.envs.errors import ConfigError, SolverError

@@ -11,7 +11,7 @@ from evcs_gym.baselines import optimum, slot_optimum
 from evcs_gym.baselines.fast_charging import Answer
 from evcs_gym.baselines.policy_fast import FastStage
 from evcs_gym.baselines.problems.fast_charging import FastProblem
-from evcs_gym.baselines.registry import make_rule, names_of
+from evcs_gym.baselines.registry import make_policy, names_of
 from evcs_gym.baselines.score import rollout, world_of
 from evcs_gym.baselines.slot_optimum import GAP, SlotOptimum
 from evcs_gym.envs import Day, Scenario
@@ -30,7 +30,7 @@ def city() -> Scenario:
 
 def plan_of(city: Scenario, day: Day) -> list[int]:
     """Stations to which the policy sends the requests of a day."""
-    done = rollout(world_of(city, [day], "fast_charging"), make_rule("slot_optimum", "fast_charging"))
+    done = rollout(world_of(city, [day], "fast_charging"), make_policy("slot_optimum", "fast_charging"))
     return [int(station) for station in done.station[0, : int(done.n_requests[0])]]
 
 
@@ -96,7 +96,7 @@ def test_a_slot_is_solved_once_and_again_when_it_went_another_way(
 
 def test_rows_with_days_of_their_own_are_planned_apart(city: Scenario) -> None:
     days = [fast_hand_day(city, *[Request(slot=3)] * n) for n in (1, 4)]
-    together = rollout(world_of(city, days, "fast_charging"), make_rule("slot_optimum", "fast_charging"))
+    together = rollout(world_of(city, days, "fast_charging"), make_policy("slot_optimum", "fast_charging"))
     for row, day in enumerate(days):
         assert together.station[row, : int(together.n_requests[row])].tolist() == plan_of(city, day)
 
