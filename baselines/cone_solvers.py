@@ -63,6 +63,9 @@ def solve_cones(
     if solver not in CONE_SOLVERS:
         raise ConfigError(f"solver must be one of {', '.join(CONE_SOLVERS)}, got {solver!r}")
     check_numbers(form)
+    empty = np.bincount(form.index, minlength=len(form.row_lower)) == 0  # no interface takes them
+    if ((form.row_lower > 0.0) | (form.row_upper < 0.0))[empty].any():
+        raise infeasible_error(form, CONE_SOLVERS[solver])
     request = {
         "solver": solver,
         "time_limit_s": time_limit_s,

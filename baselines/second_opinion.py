@@ -79,9 +79,10 @@ class SecondOpinion:
 
     bound_eur: no point of the programme costs less, in the solver's own tolerance; limits are wider by what (N4)
     allows, as in the bound of the decomposition. cost_eur: of its plan by the problem's own numpy, infinite without
-    one. status: of the last programme. excess: of the plan in the nonlinear power flow over the exact limits, as in
-    `common_excess`; above what (N4) allows the relaxation is loose and the plan impossible. mismatch_pu: largest
-    difference between the voltages of the plan and of its reference. n_programmes solved, n_tangents in the last one.
+    one. status: ``optimal`` where both agree and the references are those of the plan, or were given. excess: of the
+    plan in the nonlinear power flow over the exact limits, as in `common_excess`; above what (N4) allows the relaxation
+    is loose and the plan impossible. mismatch_pu: largest difference between the voltages of the plan and of its
+    reference. n_programmes solved; n_tangents in the last one.
     """
 
     solver: str
@@ -153,14 +154,16 @@ def second_opinion(
             break
         at = fresh
     cost = np.inf if plan is None else cost_eur(problem, plan)
-    proven = plan is not None and relative_gap(cost, answer.bound, scale_eur(problem, cost)) <= 10.0 * GAP
-    late = SolutionStatus.GAP_OPEN if answer.in_time else SolutionStatus.TIME_LIMIT
+    closed = plan is not None and relative_gap(cost, answer.bound, scale_eur(problem, cost)) <= 10.0 * GAP
+    settled = references is not None or mismatch <= SETTLED_PU
+    in_time = answer.in_time and (settled or time.monotonic() < end)
+    late = SolutionStatus.GAP_OPEN if in_time else SolutionStatus.TIME_LIMIT
     return SecondOpinion(
         solver=solver,
         solver_version=answer.version,
         bound_eur=answer.bound,
         cost_eur=cost,
-        status=str(SolutionStatus.OPTIMAL if proven else late),
+        status=str(SolutionStatus.OPTIMAL if closed and settled else late),
         seconds=time.monotonic() - began,
         plan=plan,
         excess=np.inf if plan is None else float(common_excess(problem, plan).max()),

@@ -80,7 +80,7 @@ def window_of(view: FastView, row: int) -> FastProblem:
     """The problem of the requests of a slot that still wait, in a row of a batch; what was sent is committed load."""
     slot, n = int(view.slot[row]), int(view.n_waiting[row])
     drive_kwh = view.drive_kwh[row, :n]
-    reach = drive_kwh <= view.spare_kwh[row, :n, None] + REACH_TOLERANCE_KWH  # (4)
+    reach = drive_kwh <= view.spare_kwh[row, :n, None] + REACH_TOLERANCE_KWH
     net_kw = view.base_kw[row, slot] - view.dg_kw[row, slot] + view.load_kw[row, slot]
     return FastProblem(
         slot=np.zeros(n, dtype=np.int64),

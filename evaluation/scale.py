@@ -305,9 +305,7 @@ def _policy(city: Scenario, day: Day, world: str, name: str, limit_s: float) -> 
     from evcs_gym.baselines.registry import make_policy
     from evcs_gym.baselines.score import rollout, world_of
 
-    policy: Any = make_policy(name, world, city)
-    if name == "receding_horizon":
-        policy = _expecting(city, day)
+    policy: Any = _expecting(city, day) if name == "receding_horizon" else make_policy(name, world, city)
     timed: Any = _Timed(policy, limit_s, time.process_time if name in CPU_CELLS else time.perf_counter)
     try:
         done = rollout(world_of(city, [day], world), timed)

@@ -115,6 +115,13 @@ def test_bad_input_is_refused() -> None:
         solve_cones("scip", *least_radius(low=np.nan), 1.0)
 
 
+def test_a_row_without_columns_that_cannot_hold_is_infeasible() -> None:
+    form, cones = least_radius()
+    empty = StandardForm(**{**vars(form), "start": np.zeros(4, dtype=np.int64), "index": np.zeros(0, dtype=np.int64)})
+    with pytest.raises(InfeasibleError, match="SCIP: a programme of 3 variables and 1 rows has no feasible point"):
+        solve_cones("scip", empty, cones, LIMIT_S)
+
+
 @pytest.mark.parametrize(
     ("code", "words"),
     [

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from market_problems import problem_by_hand
 from network_problems import line_with_load, network_by_hand
 
+from evcs_gym.baselines import second_opinion as module
 from evcs_gym.baselines.decomposition import Search, find_plan, lift_bound, network_free_bound, references_of
 from evcs_gym.baselines.problems.network import (
     NetworkPlan,
@@ -112,6 +113,13 @@ def test_its_own_refreshes_end_at_the_power_flow_of_its_plan(solver: str) -> Non
     assert problem.tap_position[found.plan.devices].tolist() == [-1] * 4
     assert found.bound_eur == pytest.approx(network_free_bound(Search(problem, GAP, time.monotonic() + LIMIT_S)))
     assert found.cost_eur == pytest.approx(found.bound_eur, abs=1e-4)
+
+
+def test_an_opinion_whose_references_are_not_those_of_its_plan_is_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_REFRESHES", 0)
+    found = second_opinion(PROBLEMS["sunny_with_tap"], "tangent", LIMIT_S)
+    assert found.mismatch_pu > 1e-3
+    assert (found.status, found.n_refreshes) == ("gap_open", 0)
 
 
 def test_where_cones_are_loose_the_excess_says_so() -> None:
