@@ -90,13 +90,6 @@ class MarketLearningSpec(Spec):
     others: str = "dp_truthful"
 
 
-class FastLearningSpec(Spec):
-    """What is learned in fast charging: scores of stations, beside minus ``residual_per_eur`` times what the rule
-    `cheapest` minimises; with 0 nothing is taken from the rule."""
-
-    residual_per_eur: Annotated[float, Field(ge=0.0, le=1e3)] = 5.0
-
-
 class Preset(Spec):
     """One training run: world, rows, budget, algorithm.
 
@@ -117,7 +110,6 @@ class Preset(Spec):
     ppo: PpoSpec = PpoSpec()
     clone: CloneSpec | None = None
     market: MarketLearningSpec | None = None
-    fast: FastLearningSpec | None = None
     validation: ValidationSpec = ValidationSpec()
     checkpoint_every_rollouts: Count = 5
 
@@ -132,8 +124,6 @@ class Preset(Spec):
             raise ValueError(f"rows of {self.problem} must be {' or '.join(ROWS[self.problem])}, got {self.rows}")
         if self.market is not None and not self.problem.startswith("market"):
             raise ValueError(f"market goes with problems of the market, got {self.problem}; leave it out")
-        if self.fast is not None and self.problem != "fast_charging":
-            raise ValueError(f"fast goes with fast_charging, got {self.problem}; leave it out")
         if self.market_spec.station is not None and self.rows != "stations":
             raise ValueError(f"market.station needs rows: stations, got {self.rows}; leave the station out")
         return self

@@ -1,6 +1,6 @@
 """The policy of fast charging that MaskablePPO trains: every station gets a score from one network that all share."""
 
-from typing import Any, Final, cast
+from typing import Any, cast
 
 import torch
 from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
@@ -8,23 +8,18 @@ from stable_baselines3.common.type_aliases import Schedule
 from torch import nn
 
 from evcs_gym.envs.fleet.fast_kernels import N_COMMON, N_PER_STATION
-from evcs_gym.envs.fleet.fast_observation import feature_slices
-
-FORESEEN: Final = feature_slices(0)["cost_foreseen"].start - N_COMMON
-"""Place among a station's features of what the rule `cheapest` goes by [EUR]."""
 
 
 class StationScores(nn.Module):
     """Latent of the actor (B, J + 1): a score of every station, and 0 for stranding, which only ever stands alone.
 
     A station's score comes from the request, its own features, the mean of all stations' features and which station it
-    is. ``residual_per_eur`` times what `cheapest` minimises is taken off: with the last layer at 0, as it begins, the
-    likeliest station is that of the rule. The critic (B, H) sees the observation as it is.
+    is. The critic (B, H) sees the observation as it is.
     """
 
-    def __init__(self, n_stations: int, hidden_units: tuple[int, ...], residual_per_eur: float) -> None:
+    def __init__(self, n_stations: int, hidden_units: tuple[int, ...]) -> None:
         super().__init__()
-        self.n_stations, self.residual_per_eur = n_stations, residual_per_eur
+        self.n_stations = n_stations
         self.latent_dim_pi, self.latent_dim_vf = n_stations + 1, hidden_units[-1]
         self.score = _layers(N_COMMON + 2 * N_PER_STATION + n_stations, hidden_units)
         self.last = nn.Linear(hidden_units[-1], 1)
@@ -42,8 +37,7 @@ class StationScores(nn.Module):
         common = observation[:, None, :N_COMMON].expand(*shape)
         others = own.mean(dim=1, keepdim=True).expand(*shape)
         which = self.which.expand(n, -1, -1)  # type: ignore[operator]  # a buffer, which is a tensor
-        learned = self.last(self.score(torch.cat([common, own, others, which], dim=2)))[:, :, 0]
-        score = learned - self.residual_per_eur * own[:, :, FORESEEN]
+        score = self.last(self.score(torch.cat([common, own, others, which], dim=2)))[:, :, 0]
         return torch.cat([score, torch.zeros_like(score[:, :1])], dim=1)
 
     def forward_critic(self, observation: torch.Tensor) -> torch.Tensor:
@@ -61,17 +55,15 @@ def _layers(n_inputs: int, hidden_units: tuple[int, ...]) -> nn.Sequential:
 
 
 class StationPolicy(MaskableActorCriticPolicy):
-    """sb3-contrib's policy with `StationScores` as its actor; the scores are the logits."""
+    """sb3-contrib's policy with `StationScores` as its actor; the scores are the logits, all 0 before it learns."""
 
-    def __init__(
-        self, *args: Any, hidden_units: tuple[int, ...] = (64, 64), residual_per_eur: float = 0.0, **kwargs: Any
-    ) -> None:
-        self._hidden_units, self._residual_per_eur = hidden_units, residual_per_eur
+    def __init__(self, *args: Any, hidden_units: tuple[int, ...] = (64, 64), **kwargs: Any) -> None:
+        self._hidden_units = hidden_units
         super().__init__(*args, **kwargs)
 
     def _build_mlp_extractor(self) -> None:
         n_stations = int(self.action_space.n) - 1  # type: ignore[attr-defined]  # Discrete
-        scores = StationScores(n_stations, self._hidden_units, self._residual_per_eur)
+        scores = StationScores(n_stations, self._hidden_units)
         self.mlp_extractor = scores  # type: ignore[assignment]  # SB3 knows its own extractor only
 
     def _build(self, lr_schedule: Schedule) -> None:

@@ -27,7 +27,7 @@ from evcs_gym.envs.market.responsive import ResponsiveWorld, responsive_world
 from evcs_gym.envs.market.roles import Bidder, Central
 from evcs_gym.envs.scenario import Scenario
 from evcs_gym.envs.types import FloatArray
-from evcs_gym.training.config import FastLearningSpec, Preset, ProblemName
+from evcs_gym.training.config import Preset, ProblemName
 from evcs_gym.training.fast_policy import StationPolicy
 from evcs_gym.training.fast_vec_env import FastChargingVecEnv
 from evcs_gym.training.market import (
@@ -162,8 +162,7 @@ def _fast_references(scenario: Scenario, split: str, seeds: Sequence[int]) -> Re
 
 
 def _fast_network(preset: Preset) -> tuple[Any, dict[str, Any]]:
-    spec = preset.fast or FastLearningSpec()
-    return StationPolicy, {"hidden_units": preset.ppo.hidden_units, "residual_per_eur": spec.residual_per_eur}
+    return StationPolicy, {"hidden_units": preset.ppo.hidden_units}
 
 
 def _fast_policy(model: MaskedPolicy, _world: fast.FastWorld, _preset: Preset) -> MaskedPredictor:

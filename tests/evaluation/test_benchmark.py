@@ -200,8 +200,8 @@ def test_a_run_without_a_model(city_file: Path, run: Path, tmp_path: Path) -> No
 
 @pytest.mark.usefixtures("unsolved")
 def test_a_problem_a_split_and_a_number_of_days_that_are_none(city_file: Path) -> None:
-    with pytest.raises(ConfigError, match=r"problem must be normal_charging or market, got 'fast_charging'"):
-        compare("fast_charging", [RULE], 1, "test", str(city_file))
+    with pytest.raises(ConfigError, match=r"problem must be normal_charging or market or fast_charging, got 'traffic'"):
+        compare("traffic", [RULE], 1, "test", str(city_file))
     with pytest.raises(ConfigError, match=r"split must be one of train, validation, test, got 'tests'"):
         compare("normal_charging", [RULE], 1, "tests", str(city_file))
     with pytest.raises(ConfigError, match=r"at least one day, got 0"):
