@@ -257,7 +257,7 @@ def test_rule_without_an_environment_is_refused() -> None:
             r"there is no rule 'waterfilling'; did you mean 'water_filling'\? \(rules: charge_on_arrival, ",
         ),
         ("laxity", r"there is no rule 'laxity'; did you mean 'least_laxity'\?"),
-        ("zzz", r"there is no rule 'zzz' \(rules: charge_on_arrival, .*receding_horizon\)"),
+        ("zzz", r"there is no rule 'zzz' \(rules: charge_on_arrival, .*water_filling\)"),
     ],
 )
 def test_unknown_rule_is_refused_with_the_nearest(name: str, complaint: str) -> None:
