@@ -189,8 +189,9 @@ def play(game: Game, contest: Contest, name: str, runs: Mapping[str, Run]) -> Pl
     began = time.perf_counter()
     rollouts = [game.roll(contest.world, policy, contest.operator)]
     ms_per_slot = (time.perf_counter() - began) * MS_PER_S / (len(contest.days) * N_SLOTS)
-    note = f"solves programmes as it plays: {ms_per_slot:.1f} ms a slot on average" if name in game.planners else ""
-    result = scored(game, contest, name, "rule", rollouts, note, ms_per_decision=timed)
+    kind: Kind = "planner" if name in game.planners else "rule"
+    note = f"{ms_per_slot:.1f} ms a slot on average" if kind == "planner" else ""
+    result = scored(game, contest, name, kind, rollouts, note, ms_per_decision=timed)
     return Played(result, game.first_day(contest, policy))
 
 

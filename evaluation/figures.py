@@ -36,7 +36,13 @@ ORANGE: Final = "#e69f00"
 SKY: Final = "#56b4e9"
 PURPLE: Final = "#cc79a7"
 GREY: Final = "#8b929a"
-KIND_COLOUR: Final[dict[Kind, str]] = {"rule": GREY, "learned": BLUE, "clone": SKY, "optimum": GREEN}
+KIND_COLOUR: Final[dict[Kind, str]] = {
+    "rule": GREY,
+    "planner": ORANGE,
+    "learned": BLUE,
+    "clone": SKY,
+    "optimum": GREEN,
+}
 SEED_COLOURS: Final = (BLUE, ORANGE, GREEN, PURPLE, VERMILLION, SKY)
 PHASES: Final = ("a", "b", "c")
 PHASE_COLOURS: Final = (BLUE, ORANGE, GREEN)

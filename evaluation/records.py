@@ -30,7 +30,7 @@ from evcs_gym.envs.types import FloatArray, IntArray
 from evcs_gym.evaluation import statistics
 
 R = TypeVar("R", bound="Record")
-Kind = Literal["rule", "learned", "optimum", "clone"]
+Kind = Literal["rule", "planner", "learned", "optimum", "clone"]
 BY_SEED_AND_DAY = ("cost_eur", "n_violations", "violation_pu", "unmet_kwh")
 ORDERING_TOLERANCE = 1e-6
 """Relative slack of the check 'no policy is cheaper than the bound': the rounding of a replayed plan."""

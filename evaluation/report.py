@@ -33,6 +33,7 @@ Traces = Sequence[DayTrace | MarketTrace]
 TEMPLATE = "report.html"
 KIND_WORDS = {
     "rule": "rule",
+    "planner": "solves a programme every slot",
     "learned": "learned",
     "clone": "learned, warm start",
     "optimum": "exact, knows the day",
