@@ -101,8 +101,8 @@ def test_a_plan_plays_as_it_was_solved(city: Scenario) -> None:
 
 def test_the_planner_says_that_it_solves(compared: Comparison) -> None:
     planner, rule = named(compared, "slot_optimum"), named(compared, "cheapest")
-    assert planner.kind == "planner" and "ms a slot on average" in planner.note
-    assert rule.kind == "rule" and rule.note == ""
+    assert (planner.kind, rule.kind, rule.note) == ("planner", "rule", "")
+    assert "ms a slot on average" in planner.note
 
 
 def test_a_learned_policy_has_a_row_for_each_seed(compared: Comparison, run: Path) -> None:
